@@ -1,0 +1,219 @@
+"""The typed experiment: every key a user can type, with its unit, its range and its meaning.
+
+One dataclass per node and one root per task. This is the only home of defaults that no YAML in `conf/` sets.
+`checks.py` walks the metadata written here; engines receive instances of these classes and do not change them.
+Imports nothing heavy: `--cfg job` must stay fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hsr_train.decisions import Decision
+
+MODES = ("train", "check", "validate", "predict", "export", "tensorboard")
+OPTIMIZERS = ("AdamW", "Adam", "Adamax", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD", "auto")
+
+
+def knob(default: Any, meaning: str, **limits: Any) -> Any:
+    """Declare a configuration field.
+
+    Args:
+        default: The value if no file and no override sets it.
+        meaning: One sentence with the unit.
+        **limits: `ge`, `gt`, `le`, `lt` (numbers) or `choices` (a tuple of strings); checked by `checks.py`.
+    """
+    metadata = {"meaning": meaning, **limits}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    """Which network, and from which weights it starts."""
+
+    name: str = knob("yolov8m", "Architecture: an ultralytics detection model such as yolov8n, yolo11s, yolo26m.")
+    weights: str = knob("auto", "auto, pretrained, scratch, or a weights file (.pt).")
+    weights_dirs: list[str] = knob([], "Folders searched for pretrained weights before any download.")
+
+
+@dataclass
+class TrainConfig:
+    """How long, how large and on what the training runs."""
+
+    epochs: int = knob(50, "Passes over the training set.", ge=1)
+    batch: int | str = knob(16, "Images per forward pass; auto takes the table by GPU memory and image size.")
+    imgsz: int = knob(640, "Side of the square network input in pixels, a multiple of 32.", ge=32)
+    patience: int = knob(10, "Epochs without a better validation fitness before stopping early; 0 never stops.", ge=0)
+    workers: int = knob(8, "Loader processes, bounded by the cores; 0 loads in the main process.", ge=0)
+    cache: str | bool = knob("auto", "Keep decoded images: auto, ram, disk or none.")
+    amp: bool = knob(True, "Mixed precision on GPUs that gain from it; no effect on a CPU.")
+    close_mosaic: int = knob(10, "Last epochs without mosaic.", ge=0)
+    cos_lr: bool = knob(False, "Cosine instead of linear learning-rate decay.")
+    multi_scale: float | bool = knob(0.0, "Vary the image size by up to this fraction per batch; true means 0.5.")
+    freeze: Any = knob(None, "Freeze the first N modules (a number) or the listed module indices.")
+    seed: int = knob(0, "Seed of every random draw in training.", ge=0)
+    deterministic: bool = knob(True, "Use deterministic kernels: a repeated run is the same.")
+    device: Any = knob("auto", "auto, cpu, a GPU number, or a list of them.")
+    val_batch: int | None = knob(None, "Images per forward pass in validation; default twice train.batch.", ge=1)
+    nbs: int = knob(64, "Effective batch in images: gradients accumulate until it is reached.", ge=1)
+    save_period: int = knob(5, "Keep weights/epoch<N>.pt every so many epochs; 0 keeps none.", ge=0)
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer and its learning-rate schedule."""
+
+    name: str = knob("AdamW", "Optimizer; auto lets ultralytics choose name, rate and momentum.", choices=OPTIMIZERS)
+    lr0: float | None = knob(0.001, "Learning rate after warm-up.", gt=0, le=1)
+    lrf: float = knob(0.01, "Final learning rate as a fraction of lr0.", gt=0, le=1)
+    momentum: float | None = knob(0.937, "SGD momentum, or Adam's beta1.", ge=0, lt=1)
+    weight_decay: float = knob(0.0005, "Decoupled weight decay (L2) on weights; not on biases and norms.", ge=0, le=1)
+    warmup_epochs: float = knob(3.0, "Epochs of linear warm-up; fractions allowed.", ge=0)
+    warmup_momentum: float = knob(0.8, "Momentum at the start of warm-up.", ge=0, lt=1)
+    warmup_bias_lr: float = knob(0.0, "Learning rate of biases at the start of warm-up.", ge=0, le=1)
+
+
+@dataclass
+class AugmentationConfig:
+    """What is drawn at random for each training image. Probabilities lie in [0, 1]."""
+
+    hsv_h: float = knob(0.015, "Hue shift, fraction of the colour circle.", ge=0, le=1)
+    hsv_s: float = knob(0.7, "Saturation gain, fraction.", ge=0, le=1)
+    hsv_v: float = knob(0.4, "Brightness gain, fraction.", ge=0, le=1)
+    degrees: float = knob(10.0, "Rotation, up to plus or minus this many degrees.", ge=0, le=180)
+    translate: float = knob(0.1, "Shift, fraction of the image side.", ge=0, le=1)
+    scale: float = knob(0.5, "Zoom, 0.5 means 0.5x to 1.5x.", ge=0, lt=1)
+    shear: float = knob(0.0, "Shear, up to plus or minus this many degrees.", ge=0, le=90)
+    perspective: float = knob(0.0, "Perspective, fraction.", ge=0, le=0.001)
+    flipud: float = knob(0.0, "Probability of a vertical flip.", ge=0, le=1)
+    fliplr: float = knob(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    bgr: float = knob(0.0, "Probability of swapping red and blue.", ge=0, le=1)
+    mosaic: float = knob(1.0, "Probability of a four-image mosaic.", ge=0, le=1)
+    mixup: float = knob(0.1, "Probability of blending two images.", ge=0, le=1)
+    cutmix: float = knob(0.0, "Probability of pasting a rectangle of another image.", ge=0, le=1)
+    copy_paste: float = knob(0.0, "Fraction of polygon-labelled objects copied within the batch.", ge=0, le=1)
+    copy_paste_mode: str = knob("flip", "How copy_paste finds objects.", choices=("flip", "mixup"))
+
+
+@dataclass
+class DataConfig:
+    """The images and labels."""
+
+    path: str = knob("demo", "data.yaml of a YOLO set; demo is the built-in set. mode=predict: an image, folder or video.")
+    split: str = knob("val", "Which split mode=validate evaluates.", choices=("train", "val", "test"))
+    on_bad: str = knob("error", "Broken images or labels: stop with a report, or train without them.",
+                       choices=("error", "skip"))
+    on_leak: str = knob("error", "The same image content in train and val: stop or warn.", choices=("error", "warn"))
+    val_fraction: float | None = knob(None, "Share of train that becomes val where the set has none.", gt=0, lt=1)
+    seed: int = knob(42, "Seed of the val_fraction split and of the built-in demo set.", ge=0)
+    cache_dir: str | None = knob(None, "Our caches; default: hsr_train under the user's cache folder.")
+
+
+@dataclass
+class TensorboardConfig:
+    """Event files and the server that shows them."""
+
+    enabled: bool = knob(True, "Write event files.")
+    serve: bool | str = knob("auto", "Start a server for this run; auto: only for a single run on a terminal.")
+    host: str = knob("127.0.0.1", "Address that the server listens on.")
+    port: int = knob(6006, "First port tried; the next free one is taken.", ge=1, le=65535)
+
+
+@dataclass
+class ExportConfig:
+    """Deployment formats written from best.pt; each must agree with it on validation images."""
+
+    formats: list[str] = knob([], "Any of: onnx, torchscript.")
+    dynamic: bool = knob(False, "Let the exported file take other batch and image sizes.")
+    simplify: bool = knob(True, "Simplify the ONNX graph.")
+    opset: int | None = knob(None, "ONNX operator set; default: the library's choice.", ge=11)
+
+
+@dataclass
+class PredictConfig:
+    """Thresholds of mode=predict."""
+
+    conf: float = knob(0.25, "Least score of a box that is kept.", ge=0, le=1)
+    iou: float = knob(0.7, "Overlap above which the weaker of two boxes is dropped.", gt=0, le=1)
+    max_det: int = knob(300, "Most boxes per image.", ge=1)
+
+
+@dataclass
+class UltralyticsConfig:
+    """Pass-through: further options of ultralytics under their own names; null leaves the library's default.
+
+    A contract test holds each name against the installed version's `default.yaml`.
+    """
+
+    box: float | None = knob(None, "Gain of the box loss.", ge=0)
+    cls: float | None = knob(None, "Gain of the class loss.", ge=0)
+    dfl: float | None = knob(None, "Gain of the distribution focal loss.", ge=0)
+    cls_pw: float | None = knob(None, "Power of the inverse class frequency as class weight.", ge=0, le=1)
+    cls_remap: bool | None = knob(None, "Keep pretrained head rows of classes with the same name.")
+    single_cls: bool | None = knob(None, "Treat all classes as one.")
+    iou: float | None = knob(None, "Overlap for non-maximum suppression in validation.", gt=0, le=1)
+    conf: float | None = knob(None, "Least score in validation.", ge=0, le=1)
+    max_det: int | None = knob(None, "Most boxes per image in validation.", ge=1)
+    agnostic_nms: bool | None = knob(None, "Suppress overlapping boxes across classes.")
+    compile: bool | None = knob(None, "torch.compile the model.")
+    channels_last: bool | None = knob(None, "Memory format of images on the GPU.")
+    nms: bool | None = knob(None, "False: the NMS-free head of models that have one.")
+
+
+@dataclass
+class AdjustConfig:
+    """What a preset asks relative to the GPU tier; resolved before composition, see `config/compose.py`."""
+
+    model_steps: int = knob(0, "Sizes larger (+) or smaller (-) than the tier's model; n and x stay.", ge=-4, le=4)
+    at_most: dict[str, int] = knob({}, "Upper bounds on values of the tier, by key: {train.imgsz: 480}.")
+
+
+@dataclass
+class Origin:
+    """Where an experiment came from: kept beside it for the record, never part of the configuration.
+
+    Attributes:
+        overrides: What was typed, as Hydra overrides.
+        config_yaml: The configuration as composed, before automatic decisions.
+        hydra_yaml: Hydra's own section (choices of every group, sources).
+        decisions: Choices made before or during composition (tier, model, bounds).
+        resume_from: The run directory that is continued, or None.
+    """
+
+    overrides: list[str] = field(default_factory=list)
+    config_yaml: str = ""
+    hydra_yaml: str = ""
+    decisions: list[Decision] = field(default_factory=list)
+    resume_from: str | None = None
+
+
+@dataclass
+class Experiment:
+    """What every task's experiment has."""
+
+    task: str = knob("detect", "Which engine runs.")
+    mode: str = knob("train", "What it does.", choices=MODES)
+    preset: str = knob("competition", "Name of the preset; labels the run's directory.")
+    gpu_tier: str = knob("auto", "Name of the hardware tier.")
+    output_dir: str = knob("outputs", "Folder under which runs are created.")
+    resume: str | None = knob(None, "Continue a run: its directory, a file in it, or last.")
+    adjust: AdjustConfig = field(default_factory=AdjustConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    origin: Origin = field(default_factory=Origin, metadata={"omegaconf_ignore": True})
+
+
+@dataclass
+class DetectExperiment(Experiment):
+    """task=detect: YOLO detectors through ultralytics."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    ultralytics: UltralyticsConfig = field(default_factory=UltralyticsConfig)

@@ -1,0 +1,84 @@
+"""The contract between the command and an engine; engines share this Protocol, not a parent class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hsr_train.config.schema import Experiment
+from hsr_train.decisions import Decisions
+from hsr_train.hardware import Machine
+from hsr_train.run.directory import RunDirectory
+
+
+@dataclass
+class Plan:
+    """Everything that can be known before training; made by `Engine.prepare`, shown by mode=check.
+
+    Attributes:
+        experiment: The experiment with every `auto` replaced by what was decided.
+        decisions: All automatic choices, including those made while composing.
+        fingerprints: Content hashes of data and weights for the manifest.
+        summary: Lines that describe the plan to a person.
+        inputs: The engine's own prepared input (datasets, resolved weights); opaque to everybody else.
+    """
+
+    experiment: Experiment
+    decisions: Decisions
+    fingerprints: dict[str, Any]
+    summary: list[str]
+    inputs: Any
+
+
+@dataclass
+class Result:
+    """What a finished run reports; becomes training_result.json.
+
+    Attributes:
+        run_dir: The run's directory.
+        status: completed, or interrupted and failed as recorded in status.json.
+        metrics: Of best.pt on real validation images (detection: mAP50, mAP50-95, precision, recall), in [0, 1].
+        epochs_completed: Epochs that really ran.
+        best_model_path: Relative to run_dir.
+        last_model_path: Relative to run_dir.
+        exports: One entry per exported file: format, path, parity.
+        extra: The engine's additions.
+    """
+
+    run_dir: Path
+    status: str = "completed"
+    metrics: dict[str, float] = field(default_factory=dict)
+    epochs_completed: int = 0
+    best_model_path: str | None = None
+    last_model_path: str | None = None
+    exports: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One training library behind one door."""
+
+    def prepare(self, experiment: Any, machine: Machine, decisions: Decisions) -> Plan:
+        """Check data, weights and device, and decide every `auto`. Writes nothing outside the cache folder.
+
+        Raises:
+            InputError: With every problem found.
+        """
+        ...
+
+    def train(self, plan: Plan, run: RunDirectory) -> Result:
+        """Train, evaluate best.pt and export; resumes where the run's `state/` says so."""
+        ...
+
+    def validate(self, plan: Plan, run: RunDirectory) -> Result:
+        """Evaluate given weights on a split."""
+        ...
+
+    def predict(self, plan: Plan, run: RunDirectory) -> Result:
+        """Run given weights over images or videos."""
+        ...
+
+    def export(self, plan: Plan, run: RunDirectory) -> Result:
+        """Write given weights in other formats, each verified against the original."""
+        ...
