@@ -1,0 +1,227 @@
+"""Images and labels for ultralytics, as pure functions of (seed, epoch, index).
+
+`RunDataset` takes what `data/` has checked instead of scanning folders, so nothing is written beside the user's
+files; `EpochSampler` tells each sample its epoch, since loader workers prefetch the next epoch before this one ends.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from hsr_train.data.yolo import DetectionSplit
+from hsr_train.engines.detection.library import bring_up
+from hsr_train.run.atomic import atomic_path
+
+bring_up()
+from ultralytics.data.augment import Albumentations, Compose, Mosaic  # noqa: E402
+from ultralytics.data.build import InfiniteDataLoader  # noqa: E402
+from ultralytics.data.dataset import YOLODataset  # noqa: E402
+from ultralytics.utils.patches import imread  # noqa: E402
+
+SampleKey = tuple[int, int]
+_MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
+
+
+def seed_sample(seed: int, epoch: int, index: int) -> None:
+    """Seed the generators that augmentation draws from; costs about 20 microseconds."""
+    words = np.random.SeedSequence((seed, epoch, index)).generate_state(2)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
+
+    Each `iter()` is the next epoch; the loader calls it without end.
+    """
+
+    def __init__(self, num_samples: int, seed: int, start_epoch: int = 0, shuffle: bool = True) -> None:
+        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
+        self.next_epoch = start_epoch
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
+        order = np.arange(self.num_samples)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        return iter([(epoch, int(i)) for i in order])
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class RunDataset(YOLODataset):  # type: ignore[misc]
+    """An ultralytics dataset over a checked split.
+
+    Args:
+        split: Images, shapes and labels, checked.
+        hyp: Ultralytics arguments (augmentation probabilities, cache, single_cls).
+        augment: Training transforms instead of plain letterboxing.
+        open_epochs: Epochs, counted from 0, in which images are mixed (mosaic and the like); later ones are plain.
+        cache_dir: Folder for decoded images when hyp.cache is "disk".
+        batch_size: Images per batch; shapes of rectangular batches depend on it.
+        stride: Largest stride of the model in pixels.
+        names: Class names by id.
+        rect: Pad to each batch's own shape instead of to a square; default: only without augmentation.
+    """
+
+    def __init__(
+        self,
+        split: DetectionSplit,
+        hyp: Any,
+        *,
+        augment: bool,
+        open_epochs: int,
+        cache_dir: Path,
+        batch_size: int,
+        stride: int,
+        names: list[str],
+        rect: bool | None = None,
+    ) -> None:
+        self._split = split
+        self._seed = int(hyp.seed)
+        self._open_epochs = open_epochs
+        self._cached_files = [cache_dir / "images" / f"{h}.npy" for h in split.hashes]
+        data = {"names": dict(enumerate(names)), "nc": len(names), "channels": 3}
+        super().__init__(
+            img_path=[str(p) for p in split.images],
+            imgsz=hyp.imgsz,
+            cache=hyp.cache or None,
+            augment=augment,
+            hyp=hyp,
+            prefix=f"{split.name}: ",
+            rect=not augment if rect is None else rect,
+            batch_size=batch_size,
+            stride=stride,
+            pad=0.0 if augment else 0.5,
+            single_cls=bool(hyp.single_cls),
+            data=data,
+            task="detect",
+        )
+        self.npy_files = self._in_order(self._cached_files)
+        if augment:
+            plain = copy(hyp)
+            for name in _MIXING:
+                setattr(plain, name, 0.0)
+            self._mixing, self._plain = self.transforms, self.build_transforms(plain)
+
+    def _in_order(self, files: list[Path]) -> list[Path]:
+        """Reorder per-image files as rectangular batching has reordered the images."""
+        by_image = dict(zip((str(p) for p in self._split.images), files, strict=True))
+        return [by_image[f] for f in self.im_files]
+
+    def get_img_files(self, img_path: list[str]) -> list[str]:
+        """Return the checked images, in the split's order."""
+        return list(img_path)
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Return the checked labels in ultralytics' form."""
+        split = self._split
+        return [
+            {
+                "im_file": str(image),
+                "shape": (int(shape[0]), int(shape[1])),
+                "cls": label[:, :1].astype(np.float32),
+                "bboxes": label[:, 1:].astype(np.float32),
+                "segments": list(segments),
+                "keypoints": None,
+                "normalized": True,
+                "bbox_format": "xywh",
+            }
+            for image, shape, label, segments in zip(
+                split.images, split.shapes, split.labels, split.segments, strict=True
+            )
+        ]
+
+    def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
+        """Trust the decision made by `hardware.choose_cache`."""
+        return True
+
+    def check_cache_disk(self, safety_margin: float = 0.1) -> bool:
+        """Trust the decision made by `hardware.choose_cache`."""
+        return True
+
+    def cache_images(self) -> None:
+        """Fill the cache; decoded files go to our own folder, keyed by content."""
+        self.npy_files = self._in_order(self._cached_files)
+        if self.cache == "disk":
+            self._cached_files[0].parent.mkdir(parents=True, exist_ok=True)
+        super().cache_images()
+
+    def cache_images_to_disk(self, i: int) -> None:
+        """Decode one image into the cache folder, whole or not at all."""
+        if not self.npy_files[i].exists():
+            with atomic_path(self.npy_files[i]) as temporary, temporary.open("wb") as file:
+                np.save(file, imread(self.im_files[i], flags=self.cv2_flag), allow_pickle=False)
+
+    def build_transforms(self, hyp: Any) -> Any:
+        """Build the pipeline without what is there by accident.
+
+        Mosaic takes partners from the whole set instead of from a buffer that depends on the worker's history, and
+        the transforms that apply only because albumentations is installed are left out.
+        """
+        transforms = super().build_transforms(hyp)
+        for transform in _walk(transforms):
+            if isinstance(transform, Mosaic):
+                transform.buffer_enabled = False
+            if isinstance(transform, Compose):
+                transform.transforms = [t for t in transform.transforms if not isinstance(t, Albumentations)]
+        return transforms
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        epoch, index = key
+        if self.augment:
+            seed_sample(self._seed, epoch, index)
+            self.transforms = self._mixing if epoch < self._open_epochs else self._plain
+        sample: dict[str, Any] = super().__getitem__(index)
+        return sample
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """Return a sample whose image may be changed: colour transforms work in place, also on cached images."""
+        label: dict[str, Any] = super().get_image_and_label(index)
+        if self.augment:
+            label["img"] = label["img"].copy()
+        return label
+
+
+def _walk(transform: Any) -> Iterator[Any]:
+    yield transform
+    for child in getattr(transform, "transforms", []):
+        yield from _walk(child)
+    if getattr(transform, "pre_transform", None) is not None:
+        yield from _walk(transform.pre_transform)
+
+
+def _start_worker(worker_id: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process, which shuts its workers down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def make_loader(
+    dataset: RunDataset, *, batch_size: int, workers: int, seed: int, shuffle: bool, start_epoch: int, pin: bool
+) -> Any:
+    """Return an endless loader whose workers live as long as it does; one `iter()` is one epoch."""
+    sampler = EpochSampler(len(dataset), seed, start_epoch, shuffle)
+    return InfiniteDataLoader(
+        dataset=dataset,
+        batch_size=min(batch_size, len(dataset)),
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        collate_fn=RunDataset.collate_fn,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+

@@ -1,0 +1,223 @@
+"""The epoch loop: forward, backward, step, validate, record. Drives `RunTrainer`, owns the order of events.
+
+Gradients accumulate over images (`schedule.py`). An epoch ends clean: nothing pending, weights, results and state on
+disk, in this order, so that a run killed at any moment resumes from the last whole epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hsr_train.config.schema import DetectExperiment
+from hsr_train.engines.detection import checkpoint
+from hsr_train.engines.detection.evaluate import metrics_of
+from hsr_train.engines.detection.library import bring_up
+from hsr_train.engines.detection.monitor import Monitor
+from hsr_train.engines.detection.schedule import Schedule, effective_batch
+from hsr_train.engines.detection.trainer import RunTrainer
+from hsr_train.errors import RunError
+from hsr_train.run.directory import RunDirectory
+from hsr_train.run.log import success
+
+bring_up()
+from ultralytics.utils.torch_utils import autocast, unwrap_model  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+NUM_SAMPLE_BATCHES = 3
+
+
+@dataclass
+class EpochTimes:
+    """Seconds of one epoch: in all, waiting for the loader, validating, saving."""
+
+    train_s: float = 0.0
+    wait_s: float = 0.0
+    val_s: float = 0.0
+    save_s: float = 0.0
+
+
+class Loop:
+    """Trains from `trainer.start_epoch` to the last epoch or until nothing improves.
+
+    Args:
+        trainer: Set up, and restored if the run goes on.
+        experiment: With every `auto` decided.
+        run: The run's directory.
+        monitor: Where figures go.
+        best_epoch: The epoch (from 1) whose weights are in best.pt; 0 if there is none.
+    """
+
+    def __init__(
+        self, trainer: RunTrainer, experiment: DetectExperiment, run: RunDirectory, monitor: Monitor, best_epoch: int
+    ) -> None:
+        self.trainer, self.experiment, self.run, self.monitor = trainer, experiment, run, monitor
+        self.best_epoch = best_epoch
+        args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
+        self.schedule = Schedule(
+            epochs=trainer.epochs,
+            num_images=images,
+            batch=batch,
+            effective_batch=effective_batch(batch, args.nbs, images),
+            lrf=args.lrf,
+            cosine=bool(args.cos_lr),
+            warmup_epochs=args.warmup_epochs,
+            warmup_bias_lr=args.warmup_bias_lr,
+            warmup_momentum=args.warmup_momentum,
+            momentum=args.momentum,
+        )
+
+    def train(self) -> int:
+        """Run the remaining epochs and return how many were completed in all."""
+        trainer = self.trainer
+        trainer.epoch = trainer.start_epoch
+        log.info(
+            "Training %s on %d images, validating on %d, %d px, batch %d, effective batch %d, %d workers, on %s",
+            self.experiment.model.name, trainer.images_per_epoch, len(trainer.test_loader.dataset),
+            trainer.args.imgsz, trainer.batch_size, self.schedule.effective_batch, trainer.args.workers,
+            trainer.device,
+        )  # fmt: skip
+        trainer.optimizer.zero_grad()
+        for epoch in range(trainer.start_epoch, trainer.epochs):
+            started = time.perf_counter()
+            times = EpochTimes()
+            losses = self._train_epoch(epoch, times)
+            times.train_s = time.perf_counter() - started
+            if self._finish_epoch(epoch, losses, times, started):
+                return epoch + 1
+        return trainer.epochs
+
+    def _train_epoch(self, epoch: int, times: EpochTimes) -> dict[str, float]:
+        """Train one epoch and return the mean of each loss over its batches."""
+        trainer = self.trainer
+        trainer.epoch = epoch
+        trainer._model_train()
+        means: dict[str, torch.Tensor] = {}
+        images, pending = 0, 0
+        bar = self._bar(epoch)
+        for number, batch in enumerate(_timed(trainer.train_loader, times)):
+            num_images = int(batch["img"].shape[0])
+            progress = self.schedule.warmup_progress(epoch, images)
+            self._set_rates(epoch, progress)
+            trainer.seed_step(epoch, images)
+            items = self._backward(batch)
+            means = {k: (means[k] * number + v) / (number + 1) if means else v for k, v in items.items()}
+            images += num_images
+            pending += num_images
+            if pending >= self.schedule.images_per_step(progress) or images >= trainer.images_per_epoch:
+                trainer.optimizer_step()
+                pending = 0
+            if number < NUM_SAMPLE_BATCHES and epoch in (0, self.schedule.epochs - trainer.args.close_mosaic):
+                trainer.plot_training_samples(batch, number + epoch * len(trainer.train_loader))
+            self._advance(bar, means, batch)
+        bar.close()
+        criterion = unwrap_model(trainer.model).criterion
+        if hasattr(criterion, "update"):
+            criterion.update()
+        losses = {k: float(v) for k, v in means.items()}
+        if not all(torch.isfinite(v).all() for v in means.values()):
+            raise RunError(
+                f"The loss became {losses} in epoch {epoch + 1}. The weights and the state of epoch {epoch} are "
+                "intact. Start again with a lower rate (optimizer.lr0) or without mixed precision (train.amp=false)."
+            )
+        return losses
+
+    def _backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        trainer = self.trainer
+        with autocast(trainer.amp, device=trainer.device.type):
+            batch = trainer.preprocess_batch(batch)
+            if trainer.args.compile:
+                predictions = trainer.model(batch["img"])
+                loss, trainer.loss_items = unwrap_model(trainer.model).loss(batch, predictions)
+            else:
+                loss, trainer.loss_items = trainer.model(batch)
+            trainer.loss = loss.sum()
+        trainer.loss_names = trainer.loss_names or tuple(trainer.loss_items)
+        trainer.scaler.scale(trainer.loss).backward()
+        return {k: v.detach() for k, v in trainer.loss_items.items()}
+
+    def _set_rates(self, epoch: int, progress: float) -> None:
+        for group in self.trainer.optimizer.param_groups:
+            is_bias = group.get("param_group") == "bias"
+            group["lr"] = self.schedule.learning_rate(group["initial_lr"], epoch, progress, is_bias=is_bias)
+            if "momentum" in group:
+                group["momentum"] = self.schedule.momentum_at(progress)
+
+    def _finish_epoch(self, epoch: int, losses: dict[str, float], times: EpochTimes, started: float) -> bool:
+        """Validate, record and save an epoch; return whether it was the last."""
+        trainer = self.trainer
+        trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
+        validating = time.perf_counter()
+        results = trainer.validator(trainer)
+        times.val_s = time.perf_counter() - validating
+        metrics = metrics_of(trainer.validator)
+        trainer.fitness = float(trainer.validator.metrics.fitness)
+        improved = not trainer.best_fitness or trainer.fitness > trainer.best_fitness
+        if improved:
+            trainer.best_fitness, self.best_epoch = trainer.fitness, epoch + 1
+        stop = bool(trainer.stopper(epoch + 1, trainer.fitness))
+        val_losses = {f"val_{k}": float(results[f"val/{k}"]) for k in losses}
+
+        saving = time.perf_counter()
+        serialized = checkpoint.serialize_weights(trainer, metrics)
+        targets = [trainer.last]
+        if improved:
+            targets.append(trainer.best)
+        if trainer_keeps(self.experiment.train.save_period, epoch):
+            targets.append(self.run.weights / f"epoch{epoch + 1}.pt")
+        checkpoint.save_weights(serialized, *targets)
+        times.save_s = time.perf_counter() - saving
+        self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
+        checkpoint.save_state(self.run.state / "last.pt", trainer, epoch + 1, self.best_epoch)
+
+        self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
+        if improved:
+            success(log, "New best model saved! mAP50: %.4f", metrics["mAP50"])
+        if stop:
+            log.info("Stopped early: no better validation fitness for %d epochs", self.experiment.train.patience)
+        return stop
+
+    def _bar(self, epoch: int) -> Any:
+        return tqdm(
+            total=len(self.trainer.train_loader),
+            desc=f"Epoch {epoch + 1}/{self.trainer.epochs}",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def _advance(self, bar: Any, means: dict[str, torch.Tensor], batch: dict[str, Any]) -> None:
+        bar.update()
+        if not bar.disable:
+            shown = " ".join(f"{k.removesuffix('_loss')} {float(v):.3g}" for k, v in means.items())
+            memory = f"{self.trainer._get_memory():.3g}G " if self.trainer.device.type == "cuda" else ""
+            bar.set_postfix_str(f"{memory}{shown} boxes {len(batch['cls'])} px {batch['img'].shape[-1]}", refresh=False)
+
+
+def trainer_keeps(save_period: int, epoch: int) -> bool:
+    """Return whether an epoch (counted from 0) gets a file of its own."""
+    return save_period > 0 and (epoch + 1) % save_period == 0
+
+
+def _timed(loader: Any, times: EpochTimes) -> Iterator[dict[str, Any]]:
+    """Yield one epoch of batches, adding up the time spent waiting for them."""
+    batches = iter(loader)
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        times.wait_s += time.perf_counter() - asked
+        if batch is None:
+            return
+        yield batch
+
+
+warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")

@@ -1,0 +1,144 @@
+"""Where a detection run's figures go: results.csv, timings.csv, status.json, TensorBoard and the log."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from hsr_train.run.directory import RunDirectory
+from hsr_train.run.results import ResultsTable
+from hsr_train.run.status import StatusWriter
+from hsr_train.run.tensorboard import EventWriter
+
+log = logging.getLogger(__name__)
+
+METRIC_COLUMNS = ("mAP50", "mAP50-95", "precision", "recall")
+TIMING_COLUMNS = (
+    "epoch", "epoch_s", "train_s", "wait_s", "val_s", "save_s", "images_per_s", "wait_share", "gpu_memory_gib",
+)  # fmt: skip
+LOSS_COLUMNS = ("box_loss", "cls_loss", "dfl_loss")
+
+
+class Monitor:
+    """Records epochs of one run.
+
+    Args:
+        run: The run's directory.
+        status: Its heartbeat.
+        writer: TensorBoard events, or None if switched off.
+        num_groups: Parameter groups of the optimizer; each has a column of its rate.
+        epochs: Planned epochs.
+        epochs_done: Rows beyond this epoch are dropped: the run goes on from here.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        status: StatusWriter,
+        writer: EventWriter | None,
+        *,
+        num_groups: int,
+        epochs: int,
+        epochs_done: int,
+    ) -> None:
+        self.status, self.writer, self.epochs = status, writer, epochs
+        rates = [f"lr_{i}" for i in range(num_groups)]
+        val = [f"val_{name}" for name in LOSS_COLUMNS]
+        self.results = ResultsTable(run.results_csv, ("epoch", *LOSS_COLUMNS, *METRIC_COLUMNS, *val, *rates))
+        self.timings = ResultsTable(run.timings_csv, TIMING_COLUMNS)
+        self.results.truncate_after(epochs_done)
+        self.timings.truncate_after(epochs_done)
+        self._best = max((float(row["mAP50"] or 0) for row in self.results.rows()), default=0.0)
+        self._seconds: list[float] = []
+
+    def epoch(
+        self,
+        trainer: Any,
+        epoch: int,
+        losses: dict[str, float],
+        metrics: dict[str, float],
+        val_losses: dict[str, float],
+        times: Any,
+        epoch_s: float,
+    ) -> None:
+        """Record one epoch (counted from 0)."""
+        number = epoch + 1
+        rates = {f"lr_{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)}
+        self.results.append({"epoch": number, **losses, **metrics, **val_losses, **rates})
+        timing = {
+            "epoch": number,
+            "epoch_s": epoch_s,
+            "train_s": times.train_s,
+            "wait_s": times.wait_s,
+            "val_s": times.val_s,
+            "save_s": times.save_s,
+            "images_per_s": trainer.images_per_epoch / times.train_s,
+            "wait_share": times.wait_s / times.train_s,
+            "gpu_memory_gib": torch.cuda.max_memory_reserved() / 2**30 if trainer.device.type == "cuda" else None,
+        }
+        self.timings.append(timing)
+        self.status.progress(epoch=number, epochs=self.epochs, mAP50=metrics["mAP50"])
+        if self.writer is None:
+            return
+        groups = trainer.optimizer.param_groups
+        names = {f"lr_{i}": f"lr/{i}_{group.get('param_group', 'group')}" for i, group in enumerate(groups)}
+        scalars = {
+            **{f"train/{k}": v for k, v in losses.items()},
+            **{f"val/{k.removeprefix('val_')}": v for k, v in val_losses.items()},
+            **{f"metrics/{k}": v for k, v in metrics.items()},
+            **{names[k]: v for k, v in rates.items()},
+            **{f"time/{k}": v for k, v in timing.items() if k != "epoch" and v is not None},
+        }
+        for tag, value in scalars.items():
+            self.writer.scalar(tag, float(value), number)
+        self.writer.flush()
+
+    def report(
+        self,
+        epoch: int,
+        losses: dict[str, float],
+        metrics: dict[str, float],
+        epoch_s: float,
+        best_epoch: int,
+        improved: bool,
+    ) -> None:
+        """Log one line about an epoch: losses, metrics, best so far, time and what is left."""
+        self._seconds.append(epoch_s)
+        if improved:
+            self._best = metrics["mAP50"]
+        left_s = (self.epochs - epoch - 1) * sum(self._seconds[-5:]) / len(self._seconds[-5:])
+        log.info(
+            "Epoch %d/%d | train %s | val mAP50 %.4f mAP50-95 %.4f P %.3f R %.3f | best mAP50 %.4f (epoch %d) "
+            "| %.1f s, %s left",
+            epoch + 1,
+            self.epochs,
+            " ".join(f"{k.removesuffix('_loss')} {v:.4f}" for k, v in losses.items()),
+            *(metrics[k] for k in METRIC_COLUMNS),
+            self._best,
+            best_epoch,
+            epoch_s,
+            duration(left_s),
+        )
+
+    def pictures(self, folder: Path, pattern: str, tag: str, step: int) -> None:
+        """Put the pictures of a folder into TensorBoard."""
+        if self.writer is None:
+            return
+        for path in sorted(folder.glob(pattern)):
+            image = cv2.imread(str(path))
+            if image is not None:
+                self.writer.image(f"{tag}/{path.stem}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB), step)
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it: 45 s, 3 min 20 s, 1 h 5 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"

@@ -1,0 +1,170 @@
+"""Ultralytics' detection trainer with our data, weights, places and checkpoints; `loop.py` drives it.
+
+Model, loss, validator, EMA, optimizer groups and plots stay the library's. `_do_train` is never called.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hsr_train.config.schema import DetectExperiment
+from hsr_train.data.yolo import DetectionSet
+from hsr_train.engines.detection import options
+from hsr_train.engines.detection.dataset import RunDataset, make_loader
+from hsr_train.engines.detection.library import bring_up
+from hsr_train.engines.detection.precision import mixed_precision_works
+from hsr_train.engines.detection.weights import Weights, load_model
+from hsr_train.run.directory import RunDirectory
+
+bring_up()
+import ultralytics.engine.trainer as trainer_module  # noqa: E402
+import ultralytics.models.yolo.detect.train as train_module  # noqa: E402
+import ultralytics.models.yolo.detect.val as val_module  # noqa: E402
+from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
+from ultralytics.utils.plotting import plot_images  # noqa: E402
+
+for _module in (train_module, val_module):  # pictures are there when the call returns, not some time later
+    _module.plot_images = partial(plot_images, threaded=False)
+
+
+@dataclass(frozen=True)
+class DetectionInputs:
+    """What `DetectionEngine.prepare` found: everything a run reads.
+
+    Attributes:
+        dataset: The checked set, or None where none is needed (predict).
+        weights: What training starts from, or what is used.
+        device: A torch device, such as cpu or cuda:0.
+        cache_dir: Our cache folder.
+        val_batch: Images per forward pass in validation.
+        sources: mode=predict: the images, folder or video.
+    """
+
+    dataset: DetectionSet | None
+    weights: Weights
+    device: str
+    cache_dir: Path
+    val_batch: int
+    sources: Path | None = None
+
+
+@contextmanager
+def _own_precision_check() -> Iterator[None]:
+    """Replace the library's check of mixed precision, which downloads weights."""
+    original = trainer_module.check_amp
+    trainer_module.check_amp = mixed_precision_works
+    try:
+        yield
+    finally:
+        trainer_module.check_amp = original
+
+
+def dataset_description(dataset: DetectionSet) -> dict[str, Any]:
+    """Return a set as the dictionary that ultralytics passes around instead of data.yaml."""
+    return {
+        "path": dataset.yaml_path.parent,
+        "names": dict(enumerate(dataset.names)),
+        "nc": len(dataset.names),
+        "channels": 3,
+        **{name: name for name in ("train", "val", "test")},
+    }
+
+
+class RunTrainer(DetectionTrainer):  # type: ignore[misc]
+    """One training run.
+
+    Args:
+        experiment: With every `auto` decided.
+        inputs: Checked data and weights.
+        run: The run's directory.
+        start_epoch: Epochs already done, when a run goes on.
+    """
+
+    def __init__(
+        self, experiment: DetectExperiment, inputs: DetectionInputs, run: RunDirectory, start_epoch: int = 0
+    ) -> None:
+        assert inputs.dataset is not None
+        self._experiment, self._inputs, self._dataset = experiment, inputs, inputs.dataset
+        self._loader_start = start_epoch
+        with tempfile.TemporaryDirectory(prefix="hsr_train_") as scratch:
+            super().__init__(overrides=options.training_arguments(experiment, inputs.device, Path(scratch)))
+        self.args.workers = experiment.train.workers
+        self.args.save_dir = str(run.path)
+        self.args.name = run.path.name
+        self.save_dir, self.wdir = run.plots, run.weights
+        self.last, self.best, self.csv = run.weights / "last.pt", run.weights / "best.pt", run.results_csv
+        self.start_epoch = start_epoch
+        with _own_precision_check():
+            self._setup_train()
+        self.validator.args.plots = False
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Number of training images."""
+        return len(self.train_loader.dataset)
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Return the checked set."""
+        return dataset_description(self._dataset)
+
+    def setup_model(self) -> None:
+        """Build the network for the set's classes and load what the weights have in common with it."""
+        weights = self._inputs.weights
+        loaded = load_model(weights.file) if weights.file else None
+        cfg = loaded.yaml if loaded is not None else f"{weights.architecture}.yaml"
+        self.model = self.get_model(cfg=cfg, weights=loaded, verbose=False)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> RunDataset:
+        """Return the checked split `img_path` (train, val or test)."""
+        train = self._experiment.train
+        return RunDataset(
+            self._dataset.splits[img_path],
+            self.args,
+            augment=mode == "train",
+            open_epochs=train.epochs - train.close_mosaic,
+            cache_dir=self._inputs.cache_dir,
+            batch_size=batch or self.batch_size,
+            stride=self.stride,
+            names=self._dataset.names,
+        )
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Return the loader of a split; validation has its own batch size."""
+        is_train = mode == "train"
+        batch = batch_size if is_train else self._inputs.val_batch
+        return make_loader(
+            self.build_dataset(dataset_path, mode, batch),
+            batch_size=batch,
+            workers=self.args.workers,
+            seed=self.args.seed,
+            shuffle=is_train,
+            start_epoch=self._loader_start if is_train else 0,
+            pin=self.device.type == "cuda",
+        )
+
+    def seed_step(self, epoch: int, first_image: int) -> None:
+        """Seed what is drawn once for a whole batch (multi-scale).
+
+        Args:
+            epoch: Counted from 0.
+            first_image: Images of this epoch already processed; independent of the batch size.
+        """
+        words = np.random.SeedSequence((self.args.seed, epoch, first_image, 1)).generate_state(1)
+        random.seed(int(words[0]))
+
+    def close(self) -> None:
+        """Stop the loader workers."""
+        for loader in (getattr(self, "train_loader", None), getattr(self, "test_loader", None)):
+            if loader is not None:
+                loader.close()
