@@ -14,7 +14,7 @@ from hsr_train.hardware.choices import (
     resolve_device,
 )
 from hsr_train.hardware.gpus import Gpu, nominal_gb, pin_cuda_order
-from hsr_train.hardware.machine import Machine, detect, inspect
+from hsr_train.hardware.machine import Machine, detect, read_machine
 
 __all__ = [
     "Gpu",
@@ -25,9 +25,9 @@ __all__ = [
     "choose_workers",
     "detect",
     "device_problems",
-    "inspect",
     "nominal_gb",
     "parse_device",
     "pin_cuda_order",
+    "read_machine",
     "resolve_device",
 ]

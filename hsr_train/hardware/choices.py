@@ -27,7 +27,7 @@ AUTO_RAM_SHARE = 0.5
 TYPED_RAM_SHARE = 0.8
 # The disk keeps room for checkpoints and for whatever else writes to it.
 DISK_MARGIN = 1.1
-DISK_RESERVE_BYTES = 2 * GIB
+DISK_RESERVE_BYTES = GIB
 # Batches that a loader process keeps in shared memory: two prefetched, one being handed over.
 BATCHES_PER_WORKER = 3
 CACHES = ("auto", "ram", "disk", "none")
@@ -74,8 +74,9 @@ def resolve_device(machine: Machine, device: Any) -> tuple[str, Decision]:
         return "cpu", Decision("train.device", "cpu", machine.gpu_note or "no GPU found")
     gpu = gpus[0]
     reason = str(gpu)
-    if len(machine.gpus) > 1 and device == "auto":
-        reason += f", the largest of {len(machine.gpus)}"
+    if len(machine.gpus) > 1 and parse_device(device) == "auto":
+        equals = sum(other.nominal_gb == gpu.nominal_gb for other in machine.gpus)
+        reason += f", the largest of {len(machine.gpus)} GPUs" if equals == 1 else ", of the largest the most free"
     if gpu.free_bytes < 0.8 * gpu.total_bytes:
         reason += f"; only {gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB are free"
     name = f"cuda:{gpu.index}"
@@ -93,9 +94,9 @@ def device_problems(machine: Machine, device: Any) -> list[Problem]:
     there = {gpu.index for gpu in machine.gpus}
     missing = [number for number in numbers if number not in there]
     if missing:
-        names = ", ".join(f"cuda:{number}" for number in missing)
-        what = _what_there_is(machine)
-        return [Problem("train.device", str(device), f"there is no {names}; {what}", _device_remedy(machine))]
+        names = " and ".join(f"GPU {number}" for number in missing)
+        allowed = f"{names} {'is' if len(missing) == 1 else 'are'} not there; {_what_there_is(machine)}"
+        return [Problem("train.device", str(device), allowed, _device_remedy(machine))]
     if len(numbers) > 1:
         gpu = max((gpu for gpu in machine.gpus if gpu.index in numbers), key=_preference)
         allowed = "one run uses one GPU at present"
@@ -158,15 +159,15 @@ def choose_cache(requested: str, *, ram_bytes: int, disk_bytes: int, machine: Ma
     available = machine.ram_available_bytes
     free = shutil.disk_usage(_existing(cache_dir)).free
     disk_needed = 0 if disk_bytes == 0 else int(disk_bytes * DISK_MARGIN) + DISK_RESERVE_BYTES
-    ram_text = f"{_gib(ram_bytes)} needed, {_gib(available)} of memory available"
-    disk_text = f"{_gib(disk_bytes)} to write, {_gib(free)} free in {cache_dir}"
+    ram_text = f"{_size(ram_bytes)} needed, {_size(available)} of memory available"
+    disk_text = f"{_size(disk_bytes)} to write, {_size(free)} free in {cache_dir}"
     ram_share = TYPED_RAM_SHARE if requested == "ram" else AUTO_RAM_SHARE
     ram_fits, disk_fits = ram_bytes <= ram_share * available, disk_needed <= free
     if requested == "ram" and not ram_fits:
         allowed = f"at most {ram_share:.0%} of the available memory may be used: {ram_text}"
         raise InputError(Problem(key, "ram", allowed, f"train.cache={'disk' if disk_fits else 'none'}"))
     if requested == "disk" and not disk_fits:
-        allowed = f"{_gib(disk_needed)} must be free, reserve included: {disk_text}"
+        allowed = f"{_size(disk_needed)} must be free, reserve included: {disk_text}"
         remedy = "train.cache=none, or data.cache_dir=FOLDER on a larger disk"
         raise InputError(Problem(key, "disk", allowed, remedy))
     if requested != "auto":
@@ -243,8 +244,8 @@ def _gpu_numbers(values: list[Any]) -> list[int] | None:
 
 def _what_there_is(machine: Machine) -> str:
     if machine.gpus:
-        return "here are " + "; ".join(f"cuda:{gpu.index} ({gpu})" for gpu in machine.gpus)
-    return f"here is no GPU ({machine.gpu_note})" if machine.gpu_note else "here is no GPU"
+        return "this machine has " + "; ".join(f"GPU {gpu.index} ({gpu})" for gpu in machine.gpus)
+    return f"this machine has no GPU ({machine.gpu_note})" if machine.gpu_note else "this machine has no GPU"
 
 
 def _device_remedy(machine: Machine) -> str:
@@ -264,5 +265,5 @@ def _cores(machine: Machine) -> str:
     return "1 core" if machine.cores == 1 else f"{machine.cores} cores"
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.1f} GiB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.0f} MiB"

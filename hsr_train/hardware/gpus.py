@@ -80,15 +80,13 @@ def list_gpus(nvml: Any, environ: MutableMapping[str, str], ram: tuple[int, int]
     """
     try:
         nvml.nvmlInit()
+        try:
+            driver = str(nvml.nvmlSystemGetDriverVersion())
+            cards, notes = _read_cards(nvml, driver, ram)
+        finally:
+            nvml.nvmlShutdown()
     except nvml.NVMLError as error:
-        return (), _why_no_driver(nvml, error)
-    try:
-        driver = str(nvml.nvmlSystemGetDriverVersion())
-        cards, notes = _read_cards(nvml, driver, ram)
-    except nvml.NVMLError as error:
-        return (), f"the NVIDIA driver does not answer (NVML: {error})"
-    finally:
-        nvml.nvmlShutdown()
+        return (), _why_no_gpu(nvml, error)
     if not cards:
         return (), "; ".join(["the NVIDIA driver runs but shows no GPU", *notes])
     visible, note = select_visible(cards, environ.get("CUDA_VISIBLE_DEVICES"))
@@ -113,8 +111,8 @@ def pin_cuda_order(environ: MutableMapping[str, str] = os.environ) -> None:
         log.warning("CUDA was started in this process before hsr_train: GPU numbers may differ from nvidia-smi's")
 
 
-def _why_no_driver(nvml: Any, error: Exception) -> str:
-    """Say in words why NVML could not start."""
+def _why_no_gpu(nvml: Any, error: Exception) -> str:
+    """Say in words why NVML could not tell."""
     if isinstance(error, nvml.NVMLError_LibraryNotFound):
         return f"no NVIDIA driver found (NVML: {error})"
     if isinstance(error, nvml.NVMLError_DriverNotLoaded):
@@ -173,13 +171,15 @@ def _mig_slices(nvml: Any, handle: Any) -> list[Any] | None:
 def _read_gpu(nvml: Any, handle: Any, uuid: str, capability: Any, driver: str, ram: tuple[int, int]) -> Gpu:
     """Read one CUDA device; its index is set later."""
     name = str(nvml.nvmlDeviceGetName(handle))
+    profile = re.search(r"\bMIG\b.*?(\d+)gb", name)
     shares_ram = False
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = int(memory.total), int(memory.free)
     except nvml.NVMLError_NotSupported:  # the driver's answer for GPUs on the CPU's memory (Jetson, GB10)
+        if profile:
+            raise
         shares_ram = True
         total, free = ram
-    profile = re.search(r"\bMIG\b.*?(\d+)gb", name)
     nominal = int(profile.group(1)) if profile else nominal_gb(total)
     return Gpu(-1, uuid, name, total, free, nominal, (capability[0], capability[1]), driver, shares_ram)

@@ -76,11 +76,11 @@ def detect(*, refresh: bool = False) -> Machine:
     if _detected is None or refresh:
         import pynvml  # only here: `--help` needs no hardware
 
-        _detected = inspect(pynvml)
+        _detected = read_machine(pynvml)
     return _detected
 
 
-def inspect(
+def read_machine(
     nvml: Any, *, environ: MutableMapping[str, str] = os.environ, proc: Path = PROC, shm: Path = SHARED_MEMORY
 ) -> Machine:
     """Ask NVML and the operating system now.

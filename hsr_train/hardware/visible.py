@@ -63,7 +63,7 @@ def select_visible(cards: list[Card[T]], variable: str | None) -> tuple[list[T],
             if entry.startswith("-"):
                 note = f"{shown} hides every GPU" if not chosen and not slices else ""
             else:
-                note = f"{shown}: there is no GPU {entry!r} here, and CUDA ignores it and all entries after it"
+                note = f"{shown}: {entry!r} does not name one GPU here; CUDA ignores it and all entries after it"
             break
         if place in chosen or place in slices:
             return [], f"{shown} names a GPU twice, for which CUDA hides every GPU"
