@@ -102,10 +102,13 @@ class AugmentationConfig:
 class DataConfig:
     """The images and labels."""
 
-    path: str = knob("demo", "data.yaml of a YOLO set; demo is the built-in set. mode=predict: an image, folder or video.")
+    path: str = knob(
+        "demo", "data.yaml of a YOLO set; demo is the built-in set. mode=predict: an image, folder or video."
+    )
     split: str = knob("val", "Which split mode=validate evaluates.", choices=("train", "val", "test"))
-    on_bad: str = knob("error", "Broken images or labels: stop with a report, or train without them.",
-                       choices=("error", "skip"))
+    on_bad: str = knob(
+        "error", "Broken images or labels: stop with a report, or train without them.", choices=("error", "skip")
+    )
     on_leak: str = knob("error", "The same image content in train and val: stop or warn.", choices=("error", "warn"))
     val_fraction: float | None = knob(None, "Share of train that becomes val where the set has none.", gt=0, lt=1)
     seed: int = knob(42, "Seed of the val_fraction split and of the built-in demo set.", ge=0)
@@ -177,16 +180,20 @@ class Origin:
 
     Attributes:
         overrides: What was typed, as Hydra overrides.
+        typed: The keys and groups that were typed; everything else is a default, a recommendation or a preset.
         config_yaml: The configuration as composed, before automatic decisions.
         hydra_yaml: Hydra's own section (choices of every group, sources).
         decisions: Choices made before or during composition (tier, model, bounds).
+        tier_batch: Images per batch of the GPU tier, for train.batch=auto where its table does not apply.
         resume_from: The run directory that is continued, or None.
     """
 
     overrides: list[str] = field(default_factory=list)
+    typed: list[str] = field(default_factory=list)
     config_yaml: str = ""
     hydra_yaml: str = ""
     decisions: list[Decision] = field(default_factory=list)
+    tier_batch: int = 4
     resume_from: str | None = None
 
 

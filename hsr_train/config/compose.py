@@ -1,0 +1,186 @@
+"""From overrides to one typed, checked experiment: the only way in, for the command and for Python.
+
+Hydra composes `conf/` (and a `config_dir`); what depends on the hardware is found out first (`relative.py`), and
+nothing leaves here unchecked (`strict.py`, `checks.py`). Hydra's own refusals become ours (`refusals.py`). A resumed
+run is composed from its own record instead (`resume.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_search_path
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hsr_train.config import refusals, registration, relative
+from hsr_train.config.checks import check
+from hsr_train.config.overrides import Typed, quote_paths
+from hsr_train.config.paths import CONF_DIR
+from hsr_train.config.resume import resumed
+from hsr_train.config.schema import DetectExperiment, Origin
+from hsr_train.config.strict import build
+from hsr_train.decisions import Decision, Decisions
+from hsr_train.errors import InputError, Problem
+
+# Everything that Hydra, OmegaConf and YAML raise about a configuration.
+REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+
+
+def compose(
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = "config"
+) -> DetectExperiment:
+    """Compose, resolve and check an experiment.
+
+    Args:
+        overrides: What would be typed after `python -m hsr_train`; paths need no quotes.
+        config_dir: A folder with further YAML files in the same groups, as --config-dir.
+        config_name: The primary configuration, as --config-name.
+
+    Returns:
+        The experiment, with `origin` filled; its decisions have been logged.
+
+    Raises:
+        InputError: With every problem found.
+    """
+    typed = Typed.parse(quote_paths(overrides))
+    if typed.value("resume") is not None:
+        experiment = resumed(typed)
+    else:
+        with _hydra(config_dir):
+            experiment = _from_groups(typed, config_name)
+    logged = Decisions()
+    for decision in experiment.origin.decisions:
+        logged.record(decision.key, decision.value, decision.reason)
+    return experiment
+
+
+@contextmanager
+def _hydra(config_dir: Path | str | None) -> Iterator[None]:
+    """Open Hydra on our configuration and the user's."""
+    sources = [CONF_DIR]
+    if config_dir is not None:
+        folder = Path(config_dir).absolute()
+        if not folder.is_dir():
+            raise InputError(Problem("--config-dir", str(config_dir), "is not a folder", "--config-dir FOLDER"))
+        sources.append(folder)
+    registration.register()
+    with initialize_config_search_path([f"file://{source}" for source in sources], job_name="hsr_train"):
+        yield
+
+
+def _from_groups(typed: Typed, config_name: str) -> DetectExperiment:
+    try:
+        return _once(typed, config_name)
+    except REFUSED as error:
+        problems, accepted = refusals.explain(error, typed)
+    # What is left may be wrong as well; all of it belongs into one message.
+    if len(accepted.lines) < len(typed.lines):
+        try:
+            _once(accepted, config_name)
+        except InputError as more:
+            problems += more.problems
+        except REFUSED as more:
+            problems += refusals.explain(more, accepted)[0]
+    raise InputError(problems)
+
+
+@dataclass
+class _Composition:
+    """What Hydra made: the configuration, its plain form, and the choice of each group."""
+
+    config: DictConfig
+    plain: dict[str, Any]
+    choices: dict[str, Any]
+    decisions: list[Decision] = field(default_factory=list)
+
+
+def _once(typed: Typed, config_name: str) -> DetectExperiment:
+    problems: list[Problem] = []
+    composition = _resolve(typed, config_name, problems)
+    schema = registration.SCHEMAS[composition.plain.get("task", "detect")]
+    experiment, refused = build(schema, composition.plain)
+    problems += refused
+    found, decided = check(experiment, typed.keys)
+    bad = {p.key for p in problems}
+    problems += [p for p in found if p.key not in bad]
+    if problems:
+        raise InputError(problems)
+    hydra_node = OmegaConf.masked_copy(composition.config, ["hydra"])
+    experiment.origin = Origin(
+        overrides=typed.lines,
+        typed=sorted(typed.keys),
+        config_yaml=OmegaConf.to_yaml(OmegaConf.masked_copy(composition.config, list(composition.plain))),
+        hydra_yaml=OmegaConf.to_yaml(hydra_node),
+        decisions=composition.decisions + decided,
+        tier_batch=_tier_batch(composition.plain["gpu_tier"]),
+    )
+    return cast(DetectExperiment, experiment)
+
+
+def _resolve(typed: Typed, config_name: str, problems: list[Problem]) -> _Composition:
+    """Compose as often as needed: once, again if the tier was guessed wrong, again if a preset adjusts the tier."""
+    tier = None
+    if typed.value("gpu_tier", "auto") == "auto":
+        tier = _tier(typed.value("train.device", "auto"), problems)
+        registration.set_auto_tier(tier.value)
+    registration.set_adjustment({})
+    result = _compose(typed, config_name, tier)
+    if tier is not None and result.choices.get("gpu_tier") == "auto" and "train.device" not in typed.keys:
+        device = result.plain["train"]["device"]
+        if device != "auto":  # A file named the device, not the command line.
+            tier = _tier(device, problems)
+            registration.set_auto_tier(tier.value)
+            result = _compose(typed, config_name, tier)
+    decisions = [tier] if tier is not None and result.choices.get("gpu_tier") == "auto" else []
+    models = set(GlobalHydra.instance().config_loader().get_group_options("model"))
+    node, adjusted = relative.adjustment(result.plain, typed.keys, models)
+    if node:
+        registration.set_adjustment(node)
+        result = _compose(typed, config_name, tier)
+    result.decisions = decisions + adjusted
+    return result
+
+
+def _tier(device: Any, problems: list[Problem]) -> Decision:
+    try:
+        return relative.tier_for(device)
+    except InputError as error:
+        problems += error.problems
+        return Decision("gpu_tier", "manual", "the device is unknown")
+
+
+def _tier_batch(tier: str) -> int:
+    """Return the images per batch that a tier's own file names, whatever a preset or the command line made of it."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    found = loader.repository.load_config(f"gpu_tier/{tier}")
+    batch = OmegaConf.select(found.config, "train.batch") if found is not None else None
+    return batch if isinstance(batch, int) else Origin.tier_batch
+
+
+def _compose(typed: Typed, config_name: str, tier: Decision | None) -> _Composition:
+    config = hydra_compose(config_name, typed.lines, return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    # These two label the run; the groups know them better than any file that might forget to say so.
+    for key in ("preset", "gpu_tier"):
+        if choices.get(key):
+            config[key] = choices[key]
+    if choices.get("gpu_tier") == "auto" and tier is not None:
+        config["gpu_tier"] = tier.value
+    # Section by section while Hydra's own node is still there, for references such as ${hydra:runtime.cwd}.
+    plain = {
+        str(key): OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
+        for key in config
+        if key != "hydra" and not OmegaConf.is_missing(config, key)
+    }
+    return _Composition(config, plain, choices)

@@ -1,0 +1,119 @@
+"""What was typed: quoting of paths for Hydra's grammar, and parsing into keys and values.
+
+Hydra refuses commas, parentheses, spaces in places, quotes and non-ASCII characters in a bare value. Users type paths
+as their shell knows them, so values of path keys are quoted here before Hydra sees them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from hsr_train.errors import InputError, Problem
+
+PATH_KEYS = ("data.path", "data.cache_dir", "model.weights", "output_dir", "resume")
+PATH_LIST_KEYS = ("model.weights_dirs",)
+
+_ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+
+
+def quote_paths(overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """Quote the values of path keys, so that any path may be typed as it is.
+
+    What is quoted already stays, so the function may be applied twice.
+
+    Args:
+        overrides: Hydra overrides.
+        sweep: Under --multirun a bare comma separates the values of a sweep, unless the whole value is a path that
+            exists.
+    """
+    return [_quote_override(o, sweep) for o in overrides]
+
+
+def _quote_override(override: str, sweep: bool) -> str:
+    match = _ASSIGNMENT.fullmatch(override)
+    if match is None:
+        return override
+    key, name, value = match["key"], match["name"], match["value"]
+    if name in PATH_KEYS:
+        if sweep and _looks_like_sweep(value) and not Path(value).exists():
+            return override
+        return f"{key}={_quote(value)}"
+    if name in PATH_LIST_KEYS and value.startswith("[") and value.endswith("]") and not set("'\"") & set(value):
+        return f"{key}=[{','.join(_quote(item) for item in value[1:-1].split(',') if item)}]"
+    return override
+
+
+def _quote(value: str) -> str:
+    if value in ("", "null", "???") or _QUOTED.fullmatch(value):
+        return value
+    # OmegaConf reads ${...} as a reference; a backslash makes it text, and backslashes before it count in pairs.
+    literal = _INTERPOLATION.sub(lambda m: m[1] * 2 + "\\${", value)
+    return QuotedString(literal, Quote.single).with_quotes()
+
+
+def _looks_like_sweep(value: str) -> bool:
+    return not _QUOTED.fullmatch(value) and ("," in value or value.startswith(("choice(", "glob(")))
+
+
+@dataclass(frozen=True)
+class Typed:
+    """The overrides of one command, parsed.
+
+    Attributes:
+        lines: As given.
+        parsed: One entry per line.
+    """
+
+    lines: list[str]
+    parsed: list[Override]
+
+    @classmethod
+    def parse(cls, overrides: Sequence[str]) -> Typed:
+        """Parse overrides.
+
+        Raises:
+            InputError: With every override that Hydra's grammar refuses.
+        """
+        parser = OverridesParser.create()
+        parsed, problems = [], []
+        for line in overrides:
+            try:
+                parsed.append(parser.parse_override(line))
+            except HydraException:
+                problems.append(_unreadable(line))
+        if problems:
+            raise InputError(problems)
+        return cls(list(overrides), parsed)
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys and groups that were typed, Hydra's own left out."""
+        return {o.key_or_group for o in self.parsed if not o.is_hydra_override()}
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """Return the value typed last for a key."""
+        values = [o.value() for o in self.parsed if o.key_or_group == key and not o.is_sweep_override()]
+        return values[-1] if values else default
+
+
+def _unreadable(line: str) -> Problem:
+    key, sign, value = line.partition("=")
+    if not sign:
+        return Problem(line, "", "is neither KEY=VALUE nor an option", f"{line.lstrip('+~')}=VALUE")
+    quoted = QuotedString(value, Quote.double).with_quotes()
+    return Problem(
+        key or line,
+        value,
+        "has characters that mean something else here, and stands without quotes",
+        f"'{key}={quoted}'",
+    )

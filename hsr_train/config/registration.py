@@ -1,0 +1,41 @@
+"""What Hydra is told in code: the schema of each task, the generated entries, our sweeper for plain grids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from hsr_train.config.schema import DetectExperiment, Experiment
+
+# A task's YAML in conf/task pulls its schema in by this name.
+SCHEMAS: dict[str, type[Experiment]] = {"detect": DetectExperiment}
+
+_PROVIDER = "hsr_train"
+
+
+def register() -> None:
+    """Put the fixed entries into Hydra's ConfigStore; may be called again."""
+    store = ConfigStore.instance()
+    for task, schema in SCHEMAS.items():
+        store.store(group="schema", name=task, node=schema, package="_global_", provider=_PROVIDER, replace=True)
+    grid = {"_target_": "hsr_train.config.grid.GridSweeper", "max_batch_size": None, "params": None}
+    store.store(group="hydra/sweeper", name="grid", node=grid, provider=_PROVIDER, replace=True)
+    set_auto_tier("manual")
+    set_adjustment({})
+
+
+def set_auto_tier(tier: str) -> None:
+    """Make `gpu_tier=auto` stand for a tier in the next composition."""
+    _generate("gpu_tier", "auto", {"defaults": [tier, "_self_"]})
+
+
+def set_adjustment(node: dict[str, Any]) -> None:
+    """Lay values between the preset and the command line in the next composition."""
+    _generate("generated", "adjustment", node)
+
+
+def _generate(group: str, name: str, node: dict[str, Any]) -> None:
+    ConfigStore.instance().store(
+        group=group, name=name, node=node, package="_global_", provider=_PROVIDER, replace=True
+    )
