@@ -32,6 +32,8 @@ DISK_ERRORS = frozenset(
         errno.EFBIG,
         errno.ENAMETOOLONG,
         errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ELOOP,
         errno.EISDIR,
         errno.ESTALE,
     }

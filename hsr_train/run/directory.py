@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hsr_train.errors import InputError, Problem
-from hsr_train.run.atomic import free_space
+from hsr_train.run.atomic import free_space, remove_leftovers
 from hsr_train.run.status import is_alive, read_status
 
 log = logging.getLogger(__name__)
@@ -159,6 +159,8 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the directory against a second writer until the block ends or the process dies.
 
+        Temporary files that a killed writer left are removed first.
+
         Raises:
             InputError: Another process holds it, or the directory cannot be written.
         """
@@ -172,6 +174,7 @@ class RunDirectory:
             self._flock(descriptor)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            remove_leftovers(self.path)
             yield
         finally:
             _locks.discard(descriptor)

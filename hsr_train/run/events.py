@@ -36,11 +36,9 @@ class EventWriter:
 
     Args:
         directory: Folder of the event files; created if missing. A resumed run adds a file of its own.
-        purge_after: On resume, the last epoch that was saved. What was written for later steps is deleted, and the
-            torn end that a kill left.
     """
 
-    def __init__(self, directory: Path, *, purge_after: int | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
@@ -49,19 +47,31 @@ class EventWriter:
         self.path = self._directory
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            if purge_after is not None:
-                drop_later_steps(self._directory, purge_after)
             self.path = self._directory / self._name()
             self._file = self.path.open("xb")
-        except (OSError, RunError) as error:
+        except OSError as error:
             self._give_up(error)
         self._records: Any = RecordWriter(self._file)
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if purge_after is not None:
-            # For viewers that already hold the deleted points: forget every step from here on. Alone it would not
-            # do, since TensorBoard's fast loader (2.21) ignores it for tags that get no new point.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(event_pb2.Event(wall_time=time.time(), step=purge_after + 1, session_log=start))
+        self.flush()
+
+    def purge_after(self, step: int) -> None:
+        """Forget what earlier writers wrote for later steps than `step`, and the torn end that a kill left.
+
+        For resume, before anything else is written: `step` is the last epoch whose state was saved.
+        """
+        from tensorboard.compat.proto import event_pb2
+
+        if self._file is None:
+            return
+        try:
+            drop_later_steps(self._directory, step, keep=self.path)
+        except (OSError, RunError) as error:
+            self._give_up(error)
+        # For viewers that already hold the deleted points: forget every step from here on. Alone it would not do,
+        # since TensorBoard's fast loader (2.21) ignores it for tags that get no new point.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
         self.flush()
 
     def scalar(self, tag: str, value: float, step: int) -> None:
@@ -156,8 +166,13 @@ class EventWriter:
             self._file = None
 
 
-def drop_later_steps(directory: Path, step: int) -> int:
+def drop_later_steps(directory: Path, step: int, keep: Path | None = None) -> int:
     """Rewrite the event files of `directory` without the events of later steps than `step`, and without torn ends.
+
+    Args:
+        directory: Folder of the event files.
+        step: The last step that stays.
+        keep: A file that stays as it is: somebody has it open.
 
     Returns:
         How many events were dropped.
@@ -169,7 +184,7 @@ def drop_later_steps(directory: Path, step: int) -> int:
     from tensorboard.compat.proto import event_pb2
 
     dropped = 0
-    for path in sorted(directory.glob(_PATTERN)):
+    for path in sorted(set(directory.glob(_PATTERN)) - {keep}):
         data = path.read_bytes()
         kept = []
         for record in _records(data):

@@ -6,6 +6,7 @@ environment is never dumped as a whole, and passwords in addresses are masked.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from hsr_train.decisions import Decisions
+from hsr_train.errors import InputError, Problem
+from hsr_train.run.directory import RunDirectory
 
 DISTRIBUTIONS = (
     "hsr_train",
@@ -112,6 +115,24 @@ def build_manifest(
         "git": code,
         "git_of_working_directory": around,
     }
+
+
+def read_manifest(run: RunDirectory) -> dict[str, Any]:
+    """Return the content of a run's manifest.json.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        manifest = json.loads(run.manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise InputError(
+            Problem(str(run.manifest), "", reason, "restore it from a copy, or start a new run")
+        ) from error
+    if not isinstance(manifest, dict):
+        raise InputError(Problem(str(run.manifest), "", "holds no mapping", "restore it from a copy"))
+    return manifest
 
 
 def package_versions() -> dict[str, str]:
