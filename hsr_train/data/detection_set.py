@@ -1,0 +1,154 @@
+"""A checked YOLO detection set: what `yolo.load_detection_set` hands to an engine and to the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hsr_train.data.labels import Floats
+from hsr_train.errors import Problem
+
+_MOST_CLASS_LINES = 40
+
+
+@dataclass
+class DetectionSplit:
+    """The images of one split, in a fixed order.
+
+    Attributes:
+        name: train, val or test.
+        images: Absolute paths, sorted.
+        shapes: (n, 2) height and width in pixels, after EXIF rotation, as training will decode them.
+        labels: For each image a (k, 5) array: class, centre x, centre y, width, height; fractions of the image.
+        segments: For each image k polygons, each a (p, 2) array of x, y in fractions; empty lists unless every label
+            of the whole set is a polygon.
+        hashes: SHA-256 of each image file, hexadecimal.
+        label_hashes: SHA-256 of each label file, hexadecimal; empty for an image without one.
+    """
+
+    name: str
+    images: list[Path]
+    shapes: npt.NDArray[np.int64]
+    labels: list[Floats]
+    segments: list[list[Floats]]
+    hashes: list[str]
+    label_hashes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_boxes(self) -> int:
+        """Number of labelled objects."""
+        return sum(len(boxes) for boxes in self.labels)
+
+    @property
+    def num_backgrounds(self) -> int:
+        """Number of images without any object."""
+        return sum(not len(boxes) for boxes in self.labels)
+
+
+@dataclass
+class DetectionSet:
+    """A checked set.
+
+    Attributes:
+        yaml_path: Its data.yaml, absolute.
+        root: The folder that its splits are relative to.
+        names: Class names; the index is the class id.
+        splits: train, val and test, those that were loaded.
+        skipped: What `data.on_bad=skip` left out.
+        num_skipped: How many images that are.
+        warnings: What is odd and allowed; each was logged once.
+    """
+
+    yaml_path: Path
+    root: Path
+    names: list[str]
+    splits: dict[str, DetectionSplit]
+    skipped: list[Problem] = field(default_factory=list)
+    num_skipped: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """Boxes per class, by split."""
+        return {name: _per_class(split, len(self.names)) for name, split in self.splits.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the class names and, per split, each image's relative name and the hashes of image and label.
+
+        The same for a set that was moved as a whole; another one if any byte of a file or any name changes.
+        """
+        digest = hashlib.sha256("\0".join(self.names).encode())
+        for name in sorted(self.splits):
+            digest.update(f"\n{name}\n{self.split_fingerprint(name)}".encode())
+        return digest.hexdigest()
+
+    def split_fingerprint(self, name: str) -> str:
+        """SHA-256 over the files of one split."""
+        split = self.splits[name]
+        rows = sorted(
+            (os.path.relpath(image, self.root).replace(os.sep, "/"), image_hash, label_hash)
+            for image, image_hash, label_hash in zip(split.images, split.hashes, split.label_hashes, strict=True)
+        )
+        return hashlib.sha256("\n".join("\0".join(row) for row in rows).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def summary(self) -> list[str]:
+        """Return lines that describe the set to a person: images, boxes and backgrounds, then boxes per class."""
+        lines = [f"Data: {self.yaml_path}, {len(self.names)} classes"]
+        for name, split in self.splits.items():
+            lines.append(
+                f"  {name:5} {len(split):8,} images {split.num_boxes:9,} boxes {split.num_backgrounds:8,} backgrounds"
+            )
+        if self.num_skipped:
+            lines.append(f"  left out as broken (data.on_bad=skip): {self.num_skipped:,} images")
+        counts = self.counts
+        shown = range(len(self.names))
+        if len(self.names) > _MOST_CLASS_LINES:
+            total = [sum(counts[split][i] for split in counts) for i in shown]
+            shown = sorted(sorted(shown, key=lambda i: -total[i])[:_MOST_CLASS_LINES])  # type: ignore[assignment]
+        width = max((len(self.names[i]) for i in shown), default=0)
+        lines.append(f"  boxes per class: {'':{max(0, width - 10)}} {'  '.join(f'{split:>8}' for split in counts)}")
+        for i in shown:
+            cells = "  ".join(f"{counts[split][i]:8,}" for split in counts)
+            lines.append(f"    {i:4} {self.names[i]:{max(width, 8)}} {cells}")
+        if len(self.names) > _MOST_CLASS_LINES:
+            lines.append(f"    and {len(self.names) - _MOST_CLASS_LINES} more classes with fewer boxes")
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """Return what the manifest keeps; JSON-serialisable."""
+        counts = self.counts
+        return {
+            "path": str(self.yaml_path),
+            "root": str(self.root),
+            "fingerprint": self.fingerprint,
+            "names": self.names,
+            "splits": {
+                name: {
+                    "images": len(split),
+                    "boxes": split.num_boxes,
+                    "backgrounds": split.num_backgrounds,
+                    "boxes_per_class": counts[name],
+                    "fingerprint": self.split_fingerprint(name),
+                }
+                for name, split in self.splits.items()
+            },
+            "num_skipped": self.num_skipped,
+            "skipped": [{"file": p.key, "value": p.value, "allowed": p.allowed} for p in self.skipped],
+            "warnings": self.warnings,
+        }
+
+
+def _per_class(split: DetectionSplit, num_classes: int) -> list[int]:
+    classes = np.concatenate([np.zeros(0, np.float32), *(boxes[:, 0] for boxes in split.labels)]).astype(np.int64)
+    counts: list[int] = np.bincount(classes, minlength=num_classes).tolist()
+    return counts

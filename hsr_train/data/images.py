@@ -1,0 +1,119 @@
+"""One image file: decoded in full, exactly as training will decode it.
+
+`files` calls `examine_image` on every image of a set. The decoder is OpenCV, as in ultralytics' `imread`, so that
+shapes (EXIF rotation, grey, 16 bit, several pages) agree; Pillow serves the formats that OpenCV lacks.
+
+What is detected: every image that does not decode, and every JPEG that is cut off. Releases of OpenCV before 5 fill
+the missing part of such a JPEG with grey and say nothing, therefore its end marker is looked for as well. What no
+decoder reports (a changed byte in the middle of a JPEG, zeros at the end of a BMP) is not detected.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = frozenset(
+    f".{s}" for s in ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+)
+"""Files with these endings, in any letter case, are images of a set: the list of ultralytics."""
+
+MIN_SIDE_PX = 10
+"""Smaller images are refused, as `yolo` does."""
+
+_PILLOW_SUFFIXES = (".avif", ".heic", ".heif")
+_SEGMENT = re.compile(rb"\xff+([\x01-\xfe])", re.DOTALL)
+_MARKER_IN_SCAN = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])", re.DOTALL)
+
+
+@contextmanager
+def quiet_decoder() -> Iterator[None]:
+    """Keep OpenCV from printing its own lines about broken files: they are in our report, with their names."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def examine_image(raw: bytes, suffix: str) -> tuple[tuple[int, int], str]:
+    """Decode an image.
+
+    Args:
+        raw: The file's content.
+        suffix: Its lower-case ending, with the dot.
+
+    Returns:
+        Height and width in pixels after EXIF rotation ((0, 0) if it does not decode), and what is wrong with it
+        (empty if nothing is).
+    """
+    if not raw:
+        return (0, 0), "the file is empty"
+    shape = _decoded_shape(raw, suffix)
+    if raw[:2] == b"\xff\xd8" and not _jpeg_is_complete(raw):
+        return shape or (0, 0), "is cut off: the end of the JPEG is missing"
+    if shape is None:
+        return (0, 0), "cannot be decoded"
+    if min(shape) < MIN_SIDE_PX:
+        return shape, f"is {shape[1]} x {shape[0]} pixels, smaller than {MIN_SIDE_PX}"
+    return shape, ""
+
+
+def _decoded_shape(raw: bytes, suffix: str) -> tuple[int, int] | None:
+    buffer = np.frombuffer(raw, np.uint8)
+    try:
+        if suffix in (".tif", ".tiff"):
+            # Colour TIFFs are read page by page and unrotated by ultralytics, grey ones like every other image.
+            ok, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
+            if ok and pages[0].ndim == 3:
+                return pages[0].shape[0], pages[0].shape[1]
+        if suffix in _PILLOW_SUFFIXES and (size := _pillow_shape(raw)):
+            return size
+        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if image is None else (image.shape[0], image.shape[1])
+
+
+def _pillow_shape(raw: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(raw)) as opened, ImageOps.exif_transpose(opened) as image:
+            image.load()
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return None
+
+
+def _jpeg_is_complete(raw: bytes) -> bool:
+    """Say whether a JPEG has its end-of-image marker after its last scan.
+
+    The marker's two bytes may also stand in an embedded thumbnail, so the segments are walked. Cameras append data
+    after the marker; that is no fault.
+    """
+    if raw.endswith(b"\xff\xd9"):
+        return True
+    position = 2
+    while position < len(raw):
+        found = _SEGMENT.match(raw, position)
+        if not found:
+            return False
+        marker = found[1][0]
+        position = found.end()
+        if marker == 0xD9:
+            return True
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
+            continue
+        position += int.from_bytes(raw[position : position + 2], "big")
+        if marker == 0xDA:
+            scan_end = _MARKER_IN_SCAN.search(raw, position)
+            if not scan_end:
+                return False
+            position = scan_end.start()
+    return False
