@@ -10,12 +10,17 @@ import logging
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hsr_train.errors import HsrTrainError, InputError, Problem, Terminated
+
+if TYPE_CHECKING:
+    from hsr_train.config.schema import Experiment
+    from hsr_train.engines.base import Result
 
 log = logging.getLogger(__name__)
 
@@ -52,50 +57,99 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
 
-    from hsr_train.config.overrides import quote_paths
+    from hsr_train.config.overrides import Typed, quote_paths
 
     args, unknown = get_args_parser().parse_known_intermixed_args(argv)
-    if unknown:
-        raise InputError([_unknown_option(option) for option in unknown])
+    _refuse_options(args, [token for token in unknown if token.startswith("-")], argv)
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-    job = _Job(args.config_dir, args.config_name or "config")
-    quoted = quote_paths(argv, sweep=multirun)
     overrides = quote_paths(args.overrides, sweep=multirun)
-    if args.cfg == "job" and not args.package and not multirun:
-        from hsr_train.config.saved import dump
-
-        sys.stdout.write(dump(job.compose(overrides)))
+    job = _Job(args)
+    if args.cfg == "job":
+        sys.stdout.write(_yaml(job.compose(overrides), args.package))
         return
-    if not multirun and not (args.help or args.hydra_help or args.info or args.shell_completion):
-        job.compose(overrides)
-    _hand_to_hydra(quoted, job, multirun)
+    if args.help or args.hydra_help or args.info or args.shell_completion:
+        pass  # Nothing runs: there is nothing to check.
+    elif multirun:
+        Typed.parse(overrides)
+    else:
+        # Hydra hands the job its overrides without those that are Hydra's own.
+        job.checked[Typed.parse(overrides).of_task] = job.compose(overrides)
+    _hand_to_hydra(quote_paths(argv, sweep=multirun), job, multirun)
+
+
+def _refuse_options(args: Namespace, unknown: list[str], argv: list[str]) -> None:
+    problems = [_unknown_option(option, argv) for option in unknown]
+    verbs = [args.run, args.cfg is not None, args.multirun, args.shell_completion, args.info is not None]
+    if sum(verbs) > 1:
+        allowed = "only one of --run, --multirun, --cfg, --info and --shell-completion at a time"
+        problems.append(Problem("options", "", allowed, "leave all but one out"))
+    if args.experimental_rerun is not None:
+        remedy = f"resume={args.experimental_rerun}"
+        problems.append(Problem("--experimental-rerun", "", "would compose anew from today's files", remedy))
+    if args.config_path is not None:
+        remedy = f"--config-dir {args.config_path}"
+        problems.append(Problem("--config-path", args.config_path, "would hide hsr_train's own files", remedy))
+    if problems:
+        raise InputError(problems)
+
+
+def _yaml(experiment: Any, package: str | None) -> str:
+    """Return an experiment, or the part of it that --package names, as YAML."""
+    import yaml
+
+    from hsr_train.config.saved import dump, plain
+
+    _log_decisions(experiment)
+    if package in (None, "_global_"):
+        return dump(experiment)
+    part: Any = plain(experiment)
+    for name in str(package).split("."):
+        if not isinstance(part, dict) or name not in part:
+            known = ", ".join(part) if isinstance(part, dict) else "nothing below it"
+            raise InputError(Problem("--package", str(package), f"has no {name}; there are {known}"))
+        part = part[name]
+    return f"# @package {package}\n" + yaml.safe_dump(part, sort_keys=False, allow_unicode=True, width=1000)
 
 
 class _Job:
-    """What Hydra calls for each job: composes it again, through our own door, and runs it."""
+    """What Hydra calls for each job: its experiment comes through our own door, not from Hydra's composition.
 
-    def __init__(self, config_dir: str | None, config_name: str) -> None:
-        self.config_dir = config_dir
-        self.config_name = config_name
+    Attributes:
+        checked: Experiments composed ahead, by their overrides.
+        failures: Errors meant for the user, in the order of the jobs. They are kept instead of raised, since Hydra
+            would print a line of its own for each.
+    """
 
-    def compose(self, overrides: list[str]) -> Any:
+    def __init__(self, args: Namespace) -> None:
+        self.config_dir: str | None = args.config_dir
+        self.config_name: str = args.config_name or "config"
+        self.checked: dict[tuple[str, ...], Experiment] = {}
+        self.failures: list[HsrTrainError] = []
+
+    def compose(self, overrides: Sequence[str]) -> Experiment:
         """Return the checked experiment of some overrides."""
-        from hsr_train.config.compose import compose
+        from hsr_train.config.compose import compose_quietly
 
-        return compose(overrides, self.config_dir, self.config_name)
+        return compose_quietly(overrides, self.config_dir, self.config_name)
 
-    def check(self, overrides: list[str]) -> None:
-        """Refuse a job before any has started."""
-        self.compose(overrides)
+    def check(self, overrides: Sequence[str]) -> None:
+        """Refuse a job before any has started; keep its experiment for the start."""
+        self.checked[tuple(overrides)] = self.compose(overrides)
 
-    def __call__(self, _: Any) -> Any:
+    def __call__(self, _: Any) -> Result | HsrTrainError:
         """Run the job whose overrides Hydra holds."""
         from hydra.core.hydra_config import HydraConfig
 
         import hsr_train
 
-        experiment = self.compose(list(HydraConfig.get().overrides.task))
-        return hsr_train.execute(experiment)
+        overrides = HydraConfig.get().overrides.task
+        try:
+            experiment = self.checked.get(tuple(overrides)) or self.compose(overrides)
+            _log_decisions(experiment)
+            return hsr_train.execute(experiment)
+        except HsrTrainError as error:
+            self.failures.append(error)
+            return error
 
 
 def _hand_to_hydra(argv: list[str], job: _Job, multirun: bool) -> None:
@@ -108,16 +162,18 @@ def _hand_to_hydra(argv: list[str], job: _Job, multirun: bool) -> None:
     from hsr_train.config.paths import CONF_DIR
     from hsr_train.config.refusals import described
 
-    registration.register()
     if multirun:
         from hsr_train.config.grid import GridSweeper
 
         Plugins.instance().register(GridSweeper)
+    registration.register()
     with _replaced_argv(argv), _errors_raised():
         try:
             hydra.main(config_path=str(CONF_DIR), config_name="config")(job)()
         except REFUSED as error:
             raise InputError(described(error)) from error
+    if job.failures:
+        raise job.failures[0]
 
 
 @contextmanager
@@ -158,11 +214,22 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _unknown_option(option: str) -> Problem:
+def _log_decisions(experiment: Experiment) -> None:
+    from hsr_train.config.compose import log_decisions
+
+    log_decisions(experiment)
+
+
+def _unknown_option(option: str, argv: list[str]) -> Problem:
+    """Point from an option of other programs (`--epochs 5`) to the setting that does it."""
     from hsr_train.config.refusals import nearest_key
     from hsr_train.config.schema import DetectExperiment
     from hsr_train.config.strict import leaves
 
-    name = option.lstrip("-").partition("=")[0].replace("-", "_")
-    key = nearest_key(name, [k for k, _, _ in leaves(DetectExperiment)])
-    return Problem(option, "", "unknown option; settings are typed KEY=VALUE", f"{key}=VALUE" if key else "--help")
+    name, sign, value = option.partition("=")
+    following = argv[argv.index(option) + 1 :][:1]
+    if not sign and following and not following[0].startswith("-"):
+        value = following[0]
+    key = nearest_key(name.strip("-").replace("-", "_"), [k for k, _, _ in leaves(DetectExperiment)])
+    remedy = f"{key}={value or 'VALUE'}" if key else "python -m hsr_train --help"
+    return Problem(name, "", "unknown option; settings are typed KEY=VALUE", remedy)

@@ -27,7 +27,7 @@ from hsr_train.config.checks import check
 from hsr_train.config.overrides import Typed, quote_paths
 from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.resume import resumed
-from hsr_train.config.schema import DetectExperiment, Origin
+from hsr_train.config.schema import DetectExperiment, Experiment, Origin
 from hsr_train.config.strict import build
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
@@ -52,16 +52,27 @@ def compose(
     Raises:
         InputError: With every problem found.
     """
+    experiment = compose_quietly(overrides, config_dir, config_name)
+    log_decisions(experiment)
+    return experiment
+
+
+def compose_quietly(
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = "config"
+) -> DetectExperiment:
+    """Do what `compose` does without a line in the log, for a check ahead of a run."""
     typed = Typed.parse(quote_paths(overrides))
     if typed.value("resume") is not None:
-        experiment = resumed(typed)
-    else:
-        with _hydra(config_dir):
-            experiment = _from_groups(typed, config_name)
+        return resumed(typed)
+    with _hydra(config_dir):
+        return _from_groups(typed, config_name)
+
+
+def log_decisions(experiment: Experiment) -> None:
+    """Log what was decided while composing."""
     logged = Decisions()
     for decision in experiment.origin.decisions:
         logged.record(decision.key, decision.value, decision.reason)
-    return experiment
 
 
 @contextmanager
@@ -74,8 +85,14 @@ def _hydra(config_dir: Path | str | None) -> Iterator[None]:
             raise InputError(Problem("--config-dir", str(config_dir), "is not a folder", "--config-dir FOLDER"))
         sources.append(folder)
     registration.register()
-    with initialize_config_search_path([f"file://{source}" for source in sources], job_name="hsr_train"):
-        yield
+    # A job of --multirun composes while Hydra runs it; Hydra allows one open configuration at a time.
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_search_path([f"file://{source}" for source in sources], job_name="hsr_train"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _from_groups(typed: Typed, config_name: str) -> DetectExperiment:

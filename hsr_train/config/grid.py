@@ -6,18 +6,21 @@ Hydra's basic sweeper, with two differences: every job is checked before the fir
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 
-from hsr_train.errors import InputError, Problem, RunError
+from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
+
+log = logging.getLogger(__name__)
 
 
 class GridSweeper(BasicSweeper):
-    """Runs the grid; the task function has a method `check(overrides)` that raises InputError."""
+    """Runs the grid; the task function has a method `check(overrides)` and returns an error meant for the user."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Keep the job's own check beside Hydra's context."""
@@ -33,8 +36,14 @@ class GridSweeper(BasicSweeper):
         """
         assert self.hydra_context is not None
         assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs = self.split_arguments(parser.parse_overrides(arguments), None)[0]
+        overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        sampled = [o for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
+        if sampled:
+            allowed = "is a range to sample from, which a grid cannot do"
+            raise InputError(
+                [Problem(o.key_or_group, _value(o.input_line), allowed, f"{o.key_or_group}=A,B,C") for o in sampled]
+            )
+        jobs = self.split_arguments(overrides, None)[0]
         problems: dict[tuple[str, str], Problem] = {}
         for job in jobs:
             try:
@@ -44,18 +53,20 @@ class GridSweeper(BasicSweeper):
         if problems:
             raise InputError(list(problems.values()))
         results = list(self.launcher.launch(jobs, initial_job_idx=0))
-        failed = [(number, r) for number, r in enumerate(results) if r.status is not JobStatus.COMPLETED]
+        # `return_value` raises what is no error for the user, with its traceback.
+        failed = {
+            number: r.return_value for number, r in enumerate(results) if isinstance(r.return_value, HsrTrainError)
+        }
+        for number, error in failed.items():
+            log.error("job %d (%s): %s", number, " ".join(jobs[number]), error)
         if failed:
-            self._report(failed, len(results))
+            which = ", ".join(str(number) for number in failed)
+            message = f"{len(failed)} of {len(jobs)} jobs failed: {which}"
+            if all(isinstance(error, InputError) for error in failed.values()):
+                raise InputError(Problem("--multirun", "", message))
+            raise RunError(message)
         return [results]
 
-    @staticmethod
-    def _report(failed: list[tuple[int, JobReturn]], total: int) -> None:
-        errors = [r._return_value for _, r in failed]
-        for error in errors:
-            if not isinstance(error, (InputError, RunError)):
-                raise error
-        if all(isinstance(error, InputError) for error in errors):
-            raise InputError([p for error in errors for p in error.problems])
-        lines = [f"job {number} ({' '.join(r.overrides or ())}): {r._return_value}" for number, r in failed]
-        raise RunError(f"{len(failed)} of {total} jobs failed\n" + "\n".join(lines))
+
+def _value(line: str | None) -> str:
+    return (line or "").partition("=")[2]

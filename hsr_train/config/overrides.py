@@ -96,6 +96,11 @@ class Typed:
         return cls(list(overrides), parsed)
 
     @property
+    def of_task(self) -> tuple[str, ...]:
+        """The lines without those that set Hydra's own keys."""
+        return tuple(line for line, o in zip(self.lines, self.parsed, strict=True) if not o.is_hydra_override())
+
+    @property
     def keys(self) -> set[str]:
         """Keys and groups that were typed, Hydra's own left out."""
         return {o.key_or_group for o in self.parsed if not o.is_hydra_override()}
