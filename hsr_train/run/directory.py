@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import free_space, remove_leftovers
@@ -229,7 +228,7 @@ def find_run(reference: str, output_dir: Path) -> Path:
     output_dir = Path(output_dir).expanduser().absolute()
     if reference == "last":
         return _newest_unfinished(output_dir)
-    path = Path(reference).expanduser().absolute()
+    path = Path(reference).expanduser().resolve()
     run = next((folder for folder in (path, *path.parents) if is_run(folder)), None)
     if run is None:
         raise InputError(_not_a_run(reference, path, output_dir))
@@ -259,23 +258,30 @@ def _obstacle(run: Path) -> tuple[str, str] | None:
 
 
 def _newest_unfinished(output_dir: Path) -> Path:
-    runs = _runs_under(output_dir)
-    unfinished = [(str(status.get("started", "")), path.name, path) for path, status in runs if _obstacle(path) is None]
+    unfinished = [path for path in _runs_under(output_dir) if _obstacle(path) is None]
     if not unfinished:
         raise InputError(
             Problem("resume", "last", f"no unfinished run: {_listing(output_dir)}", "start a new run, or resume=DIR")
         )
-    return max(unfinished)[2]
+    return unfinished[-1]
 
 
-def _runs_under(output_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return every run with a readable status below `output_dir`, without looking inside runs."""
+def _runs_under(output_dir: Path) -> list[Path]:
+    """Return every run below `output_dir` in the order of their starts, without looking inside runs."""
     found = []
     for root, folders, files in os.walk(output_dir):
         if "config.yaml" in files and is_run(Path(root)):
             folders.clear()
-            found.append((Path(root), read_status(Path(root) / "status.json") or {}))
-    return sorted(found, key=lambda item: (str(item[1].get("started", "")), item[0].name))
+            found.append(Path(root))
+    return sorted(found, key=lambda run: (_started(run), run.name))
+
+
+def _started(run: Path) -> float:
+    """Return the run's start in seconds since the epoch; 0 if its status is lost."""
+    try:
+        return datetime.fromisoformat(str((read_status(run / "status.json") or {}).get("started"))).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _listing(output_dir: Path) -> str:
@@ -283,9 +289,9 @@ def _listing(output_dir: Path) -> str:
     runs = _runs_under(output_dir)
     if not runs:
         return f"{output_dir} holds no run"
-    newest = [f"{path} ({status.get('state', 'no status')})" for path, status in reversed(runs[-5:])]
+    states = [f"{run} ({(read_status(run / 'status.json') or {}).get('state', 'no status')})" for run in runs[-5:]]
     more = f" and {len(runs) - 5} older" if len(runs) > 5 else ""
-    return f"{output_dir} holds " + ", ".join(newest) + more
+    return f"{output_dir} holds " + ", ".join(reversed(states)) + more
 
 
 def _not_a_run(reference: str, path: Path, output_dir: Path) -> Problem:

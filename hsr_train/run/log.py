@@ -24,10 +24,10 @@ PACKAGE = "hsr_train"
 _RESET = "\x1b[0m"
 _CYAN, _YELLOW, _BLUE, _MAGENTA, _GREEN, _RED = (f"\x1b[{code}m" for code in (36, 33, 34, 35, 32, 31))
 _LEVEL_COLOURS = {"SUCCESS": _GREEN, "WARNING": _YELLOW, "ERROR": _RED, "CRITICAL": _RED}
-# A number that stands alone: not the 8 of yolov8n, nor the parts of a path, a date or a version.
+# Words and numbers that stand alone: not the key train.batch, the 50 of mAP50, a path, a date, a time, a version.
 _WORDS = re.compile(
-    r"\b(?P<train>[Tt]rain)\b|\b(?P<val>[Vv]al)\b|(?<![\w./:-])(?P<number>-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?)"
-    r"(?![\w:]|\.\w|-\d)"
+    r"(?<![\w/.-])(?:(?P<train>[Tt]rain)|(?P<val>[Vv]al))(?![\w.])"
+    r"|(?<![\w.:-])(?<!\D/)(?P<number>-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?)(?!\w|:\d|\.\w|-\d)"
 )
 
 
@@ -145,12 +145,22 @@ class TrainLogHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the library's name)
         """Report a failed write once."""
         error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
+        if isinstance(error, OSError):
+            self._report(error)
+        else:
             super().handleError(record)
-        elif not self._reported:
+
+    def close(self) -> None:
+        """Close the file; lines that a full disk still refuses are lost."""
+        try:
+            super().close()
+        except OSError as error:
+            self._report(error)
+
+    def _report(self, error: OSError) -> None:
+        if not self._reported:
             self._reported = True
-            text = describe_disk_error(Path(self.baseFilename), error)
-            sys.stderr.write(f"{text}; the log goes on here only\n")
+            sys.stderr.write(f"{describe_disk_error(Path(self.baseFilename), error)}; the log goes on here only\n")
 
 
 def _open_package_logger() -> None:

@@ -57,6 +57,7 @@ class StatusWriter:
         self._clock = clock
         self._interval_s = interval_s
         self._guard = threading.Lock()
+        self._ending = threading.Event()
         self._ended = threading.Event()
         self._complained = False
         self._error: RunError | None = None
@@ -108,7 +109,7 @@ class StatusWriter:
         return datetime.fromtimestamp(self._clock()).astimezone().isoformat(timespec="milliseconds")
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._interval_s):
+        while not self._ending.wait(self._interval_s):
             self._try_write()
         # The last word is written here and not in the main thread, where a second Ctrl-C could cut it short.
         try:
@@ -116,14 +117,17 @@ class StatusWriter:
         except RunError as error:
             self._error = error
             log.error("The run's end is not recorded: %s", error)
+        finally:
+            self._ended.set()
 
     def _join(self) -> KeyboardInterrupt | None:
         """Wait for the last write; an impatient Ctrl-C is handed back instead of breaking it off."""
         interrupt = None
-        self._ended.set()
-        while self._thread.is_alive():
+        self._ending.set()
+        # Not join(): in Python 3.11 an interrupted join takes the thread for ended and returns at once from then on.
+        while not self._ended.is_set():
             try:
-                self._thread.join()
+                self._ended.wait()
             except KeyboardInterrupt as error:
                 interrupt = error
         return interrupt
