@@ -10,6 +10,8 @@ from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
 from hsr_train.hardware import Machine
 from hsr_train.run.directory import RunDirectory
+from hsr_train.run.events import EventWriter
+from hsr_train.run.status import StatusWriter
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Plan:
         experiment: The experiment with every `auto` replaced by what was decided.
         decisions: All automatic choices, including those made while composing.
         fingerprints: Content hashes of data and weights for the manifest.
+        seeds: Every seed by name.
         summary: Lines that describe the plan to a person.
         inputs: The engine's own prepared input (datasets, resolved weights); opaque to everybody else.
     """
@@ -27,8 +30,26 @@ class Plan:
     experiment: Experiment
     decisions: Decisions
     fingerprints: dict[str, Any]
+    seeds: dict[str, int]
     summary: list[str]
     inputs: Any
+
+
+@dataclass
+class RunContext:
+    """Where an engine leaves what it does.
+
+    Attributes:
+        run: The run's directory, locked by this process.
+        status: Its heartbeat.
+        events: TensorBoard events, or None if switched off.
+        resuming: The run goes on from its saved state.
+    """
+
+    run: RunDirectory
+    status: StatusWriter
+    events: EventWriter | None
+    resuming: bool = False
 
 
 @dataclass
@@ -36,20 +57,22 @@ class Result:
     """What a finished run reports; becomes training_result.json.
 
     Attributes:
-        run_dir: The run's directory.
-        status: completed, or interrupted and failed as recorded in status.json.
+        run_dir: The run's directory; None where the mode leaves none (check).
+        status: completed; a run that fails or is interrupted raises instead.
         metrics: Of best.pt on real validation images (detection: mAP50, mAP50-95, precision, recall), in [0, 1].
         epochs_completed: Epochs that really ran.
+        best_epoch: The epoch of best.pt, counted from 1.
         best_model_path: Relative to run_dir.
         last_model_path: Relative to run_dir.
         exports: One entry per exported file: format, path, parity.
         extra: The engine's additions.
     """
 
-    run_dir: Path
+    run_dir: Path | None
     status: str = "completed"
     metrics: dict[str, float] = field(default_factory=dict)
     epochs_completed: int = 0
+    best_epoch: int | None = None
     best_model_path: str | None = None
     last_model_path: str | None = None
     exports: list[dict[str, Any]] = field(default_factory=list)
@@ -67,18 +90,18 @@ class Engine(Protocol):
         """
         ...
 
-    def train(self, plan: Plan, run: RunDirectory) -> Result:
-        """Train, evaluate best.pt and export; resumes where the run's `state/` says so."""
+    def train(self, plan: Plan, context: RunContext) -> Result:
+        """Train, evaluate best.pt and export; goes on from the run's `state/` if `context.resuming`."""
         ...
 
-    def validate(self, plan: Plan, run: RunDirectory) -> Result:
+    def validate(self, plan: Plan, context: RunContext) -> Result:
         """Evaluate given weights on a split."""
         ...
 
-    def predict(self, plan: Plan, run: RunDirectory) -> Result:
+    def predict(self, plan: Plan, context: RunContext) -> Result:
         """Run given weights over images or videos."""
         ...
 
-    def export(self, plan: Plan, run: RunDirectory) -> Result:
+    def export(self, plan: Plan, context: RunContext) -> Result:
         """Write given weights in other formats, each verified against the original."""
         ...

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+from tqdm import tqdm
 
 from hsr_train.data.yolo import DetectionSplit
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.run.atomic import atomic_path
 
 bring_up()
+import ultralytics.data.base as base_module  # noqa: E402
 from ultralytics.data.augment import Albumentations, Compose, Mosaic  # noqa: E402
 from ultralytics.data.build import InfiniteDataLoader  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.utils.patches import imread  # noqa: E402
+
+base_module.TQDM = partial(tqdm, file=sys.stderr, leave=False, disable=None)  # a bar on terminals only
 
 SampleKey = tuple[int, int]
 _MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
@@ -92,6 +98,8 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         self._open_epochs = open_epochs
         self._cached_files = [cache_dir / "images" / f"{h}.npy" for h in split.hashes]
         data = {"names": dict(enumerate(names)), "nc": len(names), "channels": 3}
+        hyp = copy(hyp)
+        hyp.deterministic = False  # silences its warning about cache=ram; the cause is gone, see build_transforms
         super().__init__(
             img_path=[str(p) for p in split.images],
             imgsz=hyp.imgsz,

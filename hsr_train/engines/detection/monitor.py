@@ -10,9 +10,9 @@ import cv2
 import torch
 
 from hsr_train.run.directory import RunDirectory
+from hsr_train.run.events import EventWriter
 from hsr_train.run.results import ResultsTable
 from hsr_train.run.status import StatusWriter
-from hsr_train.run.tensorboard import EventWriter
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Monitor:
         status: Its heartbeat.
         writer: TensorBoard events, or None if switched off.
         num_groups: Parameter groups of the optimizer; each has a column of its rate.
+        has_dfl: The model's box loss has a distribution focal part; else that column is empty and l1_loss is added.
         epochs: Planned epochs.
         epochs_done: Rows beyond this epoch are dropped: the run goes on from here.
     """
@@ -42,16 +43,20 @@ class Monitor:
         writer: EventWriter | None,
         *,
         num_groups: int,
+        has_dfl: bool,
         epochs: int,
         epochs_done: int,
     ) -> None:
         self.status, self.writer, self.epochs = status, writer, epochs
         rates = [f"lr_{i}" for i in range(num_groups)]
         val = [f"val_{name}" for name in LOSS_COLUMNS]
-        self.results = ResultsTable(run.results_csv, ("epoch", *LOSS_COLUMNS, *METRIC_COLUMNS, *val, *rates))
+        other = () if has_dfl else ("l1_loss", "val_l1_loss")
+        self.results = ResultsTable(run.results_csv, ("epoch", *LOSS_COLUMNS, *METRIC_COLUMNS, *val, *other, *rates))
         self.timings = ResultsTable(run.timings_csv, TIMING_COLUMNS)
         self.results.truncate_after(epochs_done)
         self.timings.truncate_after(epochs_done)
+        if writer is not None and epochs_done:
+            writer.purge_after(epochs_done)
         self._best = max((float(row["mAP50"] or 0) for row in self.results.rows()), default=0.0)
         self._seconds: list[float] = []
 
@@ -68,7 +73,8 @@ class Monitor:
         """Record one epoch (counted from 0)."""
         number = epoch + 1
         rates = {f"lr_{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)}
-        self.results.append({"epoch": number, **losses, **metrics, **val_losses, **rates})
+        row = {"epoch": number, **losses, **metrics, **val_losses, **rates}
+        self.results.append(dict.fromkeys(self.results.columns) | row)
         timing = {
             "epoch": number,
             "epoch_s": epoch_s,

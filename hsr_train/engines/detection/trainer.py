@@ -31,6 +31,7 @@ import ultralytics.models.yolo.detect.train as train_module  # noqa: E402
 import ultralytics.models.yolo.detect.val as val_module  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.utils.plotting import plot_images  # noqa: E402
+from ultralytics.utils.torch_utils import unwrap_model  # noqa: E402
 
 for _module in (train_module, val_module):  # pictures are there when the call returns, not some time later
     _module.plot_images = partial(plot_images, threaded=False)
@@ -113,6 +114,11 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
     def images_per_epoch(self) -> int:
         """Number of training images."""
         return len(self.train_loader.dataset)
+
+    @property
+    def has_dfl(self) -> bool:
+        """Whether the head predicts distances as distributions; YOLO26 does not."""
+        return int(unwrap_model(self.model).model[-1].reg_max) > 1
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the checked set."""

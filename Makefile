@@ -1,0 +1,39 @@
+# One door for developers and CI. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test slow lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 8
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,dev]'
+	@touch $@
+
+env: $(VENV)/.full  ## make .venv with every extra, and run nothing
+
+demo: $(VENV)/.base  ## train the built-in demo from nothing: about two minutes on two cores, no network
+	$(BIN)/python -m hsr_train preset=demo
+
+lint: $(VENV)/.full  ## ruff, format and strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## lint, then the fast tests
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.full  ## the tests that take minutes
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+clean:  ## remove the environment
+	rm -rf $(VENV)

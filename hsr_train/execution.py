@@ -1,0 +1,215 @@
+"""From a typed experiment to a recorded run: the path that the command and `hsr_train.execute` share.
+
+Neighbours: `config/` made the experiment, an engine does the work, `run/` keeps the record. The directory is written
+in order: configuration, manifest, the engine's files, training_result.json, summary.txt, and status.json last.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hsr_train.config import saved
+from hsr_train.config.schema import Experiment
+from hsr_train.decisions import Decisions
+from hsr_train.engines.base import Engine, Plan, Result, RunContext
+from hsr_train.engines.registry import load_engine
+from hsr_train.errors import InputError, Problem, Terminated
+from hsr_train.hardware import Machine, detect
+from hsr_train.run.atomic import write_json, write_text
+from hsr_train.run.directory import RunDirectory
+from hsr_train.run.events import EventWriter
+from hsr_train.run.log import attach_file, detach_file, success
+from hsr_train.run.manifest import build_manifest, read_manifest
+from hsr_train.run.record import RunRecord, write_summary, write_training_result
+from hsr_train.run.status import StatusWriter
+from hsr_train.run.tensorboard import TensorboardServer, serve_forever
+
+log = logging.getLogger(__name__)
+
+
+def execute(experiment: Experiment) -> Result:
+    """Do what an experiment asks.
+
+    Args:
+        experiment: From `compose`; not changed.
+
+    Returns:
+        What the run achieved; `run_dir` is None for mode=check and mode=tensorboard.
+
+    Raises:
+        InputError: The input is at fault; for most causes before a directory is made.
+        RunError: The run could not go on.
+    """
+    output_dir = Path(experiment.output_dir).expanduser().absolute()
+    if experiment.mode == "tensorboard":
+        serve_forever(output_dir, experiment.tensorboard.host, experiment.tensorboard.port)
+        return Result(run_dir=None)
+    with _remembered_log() as remembered:
+        engine, machine = load_engine(experiment.task), detect()
+        decisions = Decisions(experiment.origin.decisions)
+        plan = engine.prepare(experiment, machine, decisions)
+        if experiment.mode == "check":
+            print("\n".join(plan.summary))
+            return Result(run_dir=None, status="checked")
+        resumed = experiment.origin.resume_from
+        if resumed is not None:
+            run = RunDirectory.open(Path(resumed))
+        else:
+            label = experiment.preset if experiment.mode == "train" else experiment.mode
+            run = RunDirectory.create(output_dir, experiment.task, label)
+        with run.lock(), ExitStack() as stack:
+            handler = attach_file(run.train_log)
+            stack.callback(detach_file, handler)
+            remembered.setTarget(handler)
+            remembered.flush()
+            stack.callback(remembered.setTarget, None)
+            return _run(engine, plan, run, machine, stack)
+
+
+def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack: ExitStack) -> Result:
+    experiment, started = plan.experiment, datetime.now().astimezone()
+    resuming = experiment.origin.resume_from is not None
+    status = stack.enter_context(StatusWriter(run, mode=experiment.mode))
+    if resuming:
+        check_fingerprints(plan, run)
+    _write_inputs(plan, run, machine, resuming)
+    log.info("Run directory: %s", run.path)
+    url = _serve(experiment, run, stack)
+    events = _events(experiment, run, resuming, stack)
+    context = RunContext(run, status, events, resuming)
+    outcome, error = "completed", None
+    result = Result(run_dir=run.path)
+    try:
+        result = getattr(engine, experiment.mode)(plan, context)
+    except BaseException as failure:
+        outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
+        error = _message(failure)
+        raise
+    finally:
+        if experiment.mode == "train":
+            record = _record(plan, result, machine, outcome, error, started, url, run)
+            if outcome == "completed":
+                write_training_result(run, record)
+            write_summary(run, record)
+    success(log, "Done: %s", run.path)
+    return result
+
+
+def _message(failure: BaseException) -> str:
+    if isinstance(failure, Terminated):
+        return "stopped by SIGTERM"
+    return "stopped by Ctrl-C" if isinstance(failure, KeyboardInterrupt) else f"{type(failure).__name__}: {failure}"
+
+
+@contextmanager
+def _remembered_log() -> Iterator[MemoryHandler]:
+    """Keep what is logged before the run's directory exists, so that train.log holds it too."""
+    package = logging.getLogger("hsr_train")
+    handler = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    package.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+def _write_inputs(plan: Plan, run: RunDirectory, machine: Machine, resuming: bool) -> None:
+    """Record what the run is made of, before it starts."""
+    experiment, origin = plan.experiment, plan.experiment.origin
+    manifest = build_manifest(
+        decisions=plan.decisions,
+        fingerprints=plan.fingerprints,
+        machine=machine.record(),
+        seeds=plan.seeds,
+        command=sys.argv,
+    )
+    if resuming:
+        first = read_manifest(run)
+        changed = {k: v for k, v in manifest.items() if k in ("created", "command", "host", "packages", "decisions")}
+        first.setdefault("resumes", []).append(changed)
+        manifest = first
+    else:
+        for folder in (run.hydra_dir, run.weights, run.state, run.plots):
+            folder.mkdir(exist_ok=True)
+        write_text(run.hydra_dir / "config.yaml", origin.config_yaml)
+        write_text(run.hydra_dir / "overrides.yaml", yaml.safe_dump(origin.overrides, allow_unicode=True))
+        write_text(run.hydra_dir / "hydra.yaml", origin.hydra_yaml)
+    write_text(run.config_yaml, saved.dump(experiment))
+    write_json(run.manifest, manifest)
+
+
+def check_fingerprints(plan: Plan, run: RunDirectory) -> None:
+    """Refuse to go on with other data than the run began with.
+
+    Raises:
+        InputError: The data's fingerprint differs from the manifest's.
+    """
+    before = read_manifest(run).get("fingerprints", {}).get("data", {})
+    now = plan.fingerprints.get("data", {})
+    if before.get("fingerprint") != now.get("fingerprint"):
+        raise InputError(
+            Problem("data.path", str(now.get("path")), "the data are no longer what this run began with",
+                    "put the original data back, or start a new run")
+        )  # fmt: skip
+
+
+def _serve(experiment: Experiment, run: RunDirectory, stack: ExitStack) -> str | None:
+    settings = experiment.tensorboard
+    on_terminal = sys.stderr.isatty() and experiment.mode == "train"
+    if not settings.enabled or not (settings.serve is True or (settings.serve == "auto" and on_terminal)):
+        return None
+    run.tensorboard.mkdir(exist_ok=True)
+    server = stack.enter_context(TensorboardServer(run.tensorboard, settings.host, settings.port))
+    log.info("TensorBoard: %s", server.url)
+    return server.url
+
+
+def _events(experiment: Experiment, run: RunDirectory, resuming: bool, stack: ExitStack) -> EventWriter | None:
+    if not experiment.tensorboard.enabled or experiment.mode != "train":
+        return None
+    writer = stack.enter_context(EventWriter(run.tensorboard))
+    if not resuming:
+        writer.text("config", f"```yaml\n{saved.dump(experiment)}\n```")
+    return writer
+
+
+def _record(
+    plan: Plan,
+    result: Result,
+    machine: Machine,
+    outcome: str,
+    error: str | None,
+    started: datetime,
+    url: str | None,
+    run: RunDirectory,
+) -> RunRecord:
+    ended = datetime.now().astimezone()
+    config: dict[str, Any] = yaml.safe_load(saved.dump(plan.experiment))
+    return RunRecord(
+        status=outcome,
+        started=started,
+        ended=ended,
+        training_time_s=(ended - started).total_seconds(),
+        epochs_completed=result.epochs_completed,
+        epochs=config.get("train", {}).get("epochs"),
+        metrics=result.metrics,
+        config=config,
+        system=machine.record(),
+        best_model_path=result.best_model_path,
+        last_model_path=result.last_model_path,
+        tensorboard_url=url,
+        exports=result.exports,
+        best_epoch=result.best_epoch,
+        error=error,
+        extra=result.extra,
+    )
