@@ -88,8 +88,9 @@ def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack:
     context = RunContext(run, status, events, resuming)
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
+    verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
     try:
-        result = getattr(engine, experiment.mode)(plan, context)
+        result = verbs[experiment.mode](plan, context)
     except BaseException as failure:
         outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
         error = _message(failure)

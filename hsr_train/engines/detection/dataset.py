@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from hsr_train.data.yolo import DetectionSplit
+from hsr_train.data.detection_set import DetectionSplit
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.run.atomic import atomic_path
 
@@ -120,7 +120,8 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
             plain = copy(hyp)
             for name in _MIXING:
                 setattr(plain, name, 0.0)
-            self._mixing, self._plain = self.transforms, self.build_transforms(plain)
+            self._mixing: Any = self.transforms
+            self._plain = self.build_transforms(plain)
 
     def _in_order(self, files: list[Path]) -> list[Path]:
         """Reorder per-image files as rectangular batching has reordered the images."""
@@ -189,7 +190,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         epoch, index = key
         if self.augment:
             seed_sample(self._seed, epoch, index)
-            self.transforms = self._mixing if epoch < self._open_epochs else self._plain
+            self.transforms: Any = self._mixing if epoch < self._open_epochs else self._plain
         sample: dict[str, Any] = super().__getitem__(index)
         return sample
 
@@ -231,5 +232,3 @@ def make_loader(
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
     )
-
-

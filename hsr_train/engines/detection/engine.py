@@ -13,7 +13,8 @@ import numpy as np
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.data.cache import cache_root
 from hsr_train.data.demo import ensure_demo_set
-from hsr_train.data.yolo import DetectionSet, load_detection_set
+from hsr_train.data.detection_set import DetectionSet
+from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
 from hsr_train.engines.detection import checkpoint, weights
@@ -28,6 +29,7 @@ from hsr_train.engines.detection.trainer import DetectionInputs, RunTrainer
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
 from hsr_train.run.atomic import write_json, write_text
+from hsr_train.run.curves import plot_curves
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,7 @@ class DetectionEngine:
         best = self._evaluate(plan, run.weights / "best.pt", "val", run.plots)
         for line in best.table():
             log.info("%s", line)
+        plot_curves(monitor.results, run.plots / "results.png")
         monitor.pictures(run.plots, "train_batch*.jpg", "train_samples", epochs_completed)
         monitor.pictures(run.plots, "val_batch*.jpg", "val_samples", epochs_completed)
         monitor.pictures(run.plots, "*.png", "plots", epochs_completed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hsr_train.data.yolo import DetectionSet
+from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.trainer import dataset_description

@@ -94,7 +94,7 @@ class Loop:
             times.train_s = time.perf_counter() - started
             if self._finish_epoch(epoch, losses, times, started):
                 return epoch + 1
-        return trainer.epochs
+        return int(trainer.epochs)
 
     def _train_epoch(self, epoch: int, times: EpochTimes) -> dict[str, float]:
         """Train one epoch and return the mean of each loss over its batches."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from hsr_train.run.directory import RunDirectory
@@ -137,7 +138,7 @@ class Monitor:
         for path in sorted(folder.glob(pattern)):
             image = cv2.imread(str(path))
             if image is not None:
-                self.writer.image(f"{tag}/{path.stem}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB), step)
+                self.writer.image(f"{tag}/{path.stem}", np.ascontiguousarray(image[..., ::-1], np.uint8), step)
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from hsr_train.config.schema import DetectExperiment
 
 
-
 def passed_through(experiment: DetectExperiment) -> dict[str, Any]:
     """Return the options of the `ultralytics` section that were set."""
     return {key: value for key, value in asdict(experiment.ultralytics).items() if value is not None}

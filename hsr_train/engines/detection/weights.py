@@ -110,10 +110,13 @@ def _download(name: str, cache_dir: Path, timeout_s: float = 10.0) -> Path | Non
     log.info("Downloading %s ...", url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=timeout_s) as response, atomic_path(target) as temporary:
-            with temporary.open("wb") as file:
-                while block := response.read(1 << 20):
-                    file.write(block)
+        with (
+            urllib.request.urlopen(url, timeout=timeout_s) as response,
+            atomic_path(target) as temporary,
+            temporary.open("wb") as file,
+        ):
+            while block := response.read(1 << 20):
+                file.write(block)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         log.info("No download: %s", getattr(error, "reason", error))
         return None
