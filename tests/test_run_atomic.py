@@ -23,13 +23,18 @@ from hsr_train.run import atomic
 ROOT = Path(__file__).resolve().parents[1]
 
 WRITER = """
-import sys
+import sys, time
 from pathlib import Path
-from hsr_train.run.atomic import write_json
-print("ready", flush=True)
+from hsr_train.run.atomic import atomic_path
 number = 0
 while True:
-    write_json(Path(sys.argv[1]), {"number": number, "copies": [number] * 60_000})
+    with atomic_path(Path(sys.argv[1])) as temporary, temporary.open("wb") as file:
+        for _ in range(40):  # slowly, so that most kills fall into a write
+            file.write(bytes([number % 256]) * 50_000)
+            file.flush()
+            time.sleep(0.001 * (number > 0))
+    if number == 0:
+        print("ready", flush=True)
     number += 1
 """
 
@@ -150,20 +155,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
-    target = tmp_path / "run" / "status.json"
+    target = tmp_path / "run" / "last.pt"
     moments = random.Random(0)
     leftovers = 0
     for _ in range(6):
         child = subprocess.Popen([sys.executable, "-c", WRITER, target], cwd=ROOT, stdout=subprocess.PIPE)
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-        time.sleep(moments.uniform(0.03, 0.15))
+        time.sleep(moments.uniform(0.0, 0.1))
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        if target.exists():
-            content = json.loads(target.read_text())
-            assert content["copies"] == [content["number"]] * 60_000
+        content = target.read_bytes()
+        assert len(content) == 2_000_000 and len(set(content)) == 1
         leftovers += atomic.remove_leftovers(tmp_path)
-    assert names(target.parent) == ["status.json"]
+    assert names(target.parent) == ["last.pt"]
     assert leftovers, "no kill hit a write: the test proves nothing"
 
 

@@ -169,10 +169,11 @@ def is_alive(status: dict[str, Any], *, now: float | None = None, stale_after_s:
     """
     if status.get("state") != "running":
         return False
-    theirs, own = status.get("process"), process_identity(os.getpid())
-    here = status.get("host") == socket.gethostname()
-    if here and isinstance(theirs, dict) and own is not None and theirs.get("space") == own["space"]:
-        return process_identity(int(status.get("pid", 0))) == theirs
+    pid, theirs, own = status.get("pid"), status.get("process"), process_identity(os.getpid())
+    if isinstance(pid, int) and isinstance(theirs, dict) and own is not None:
+        here = status.get("host") == socket.gethostname() and theirs.get("space") == own["space"]
+        if here:
+            return process_identity(pid) == theirs
     try:
         updated = datetime.fromisoformat(str(status.get("updated"))).timestamp()
     except ValueError:

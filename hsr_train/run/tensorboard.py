@@ -67,12 +67,14 @@ class TensorboardServer:
             try:
                 self._start()
                 return self
-            except BaseException:
-                lost = self._child is not None and self._child.poll() is not None and not _is_free(self.host, self.port)
+            except RunError:
                 self._stop()
-                if not lost or self.port >= last:
+                if self.port >= last or _is_free(self.host, self.port):
                     raise
                 self.port += 1  # another program took the port between our look and the server's
+            except BaseException:
+                self._stop()
+                raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
