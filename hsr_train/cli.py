@@ -63,7 +63,7 @@ def _command(argv: list[str]) -> None:
     _refuse_options(args, [token for token in unknown if token.startswith("-")], argv)
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     overrides = quote_paths(args.overrides, sweep=multirun)
-    job = _Job(args)
+    job = _Job(args, multirun)
     if args.cfg == "job":
         sys.stdout.write(_yaml(job.compose(overrides), args.package))
         return
@@ -74,7 +74,7 @@ def _command(argv: list[str]) -> None:
     else:
         # Hydra hands the job its overrides without those that are Hydra's own.
         job.checked[Typed.parse(overrides).of_task] = job.compose(overrides)
-    _hand_to_hydra(quote_paths(argv, sweep=multirun), job, multirun)
+    _hand_to_hydra(quote_paths(argv, sweep=multirun), job)
 
 
 def _refuse_options(args: Namespace, unknown: list[str], argv: list[str]) -> None:
@@ -115,12 +115,14 @@ class _Job:
     """What Hydra calls for each job: its experiment comes through our own door, not from Hydra's composition.
 
     Attributes:
+        multirun: Whether it is one of several.
         checked: Experiments composed ahead, by their overrides.
         failures: Errors meant for the user, in the order of the jobs. They are kept instead of raised, since Hydra
             would print a line of its own for each.
     """
 
-    def __init__(self, args: Namespace) -> None:
+    def __init__(self, args: Namespace, multirun: bool) -> None:
+        self.multirun = multirun
         self.config_dir: str | None = args.config_dir
         self.config_name: str = args.config_name or "config"
         self.checked: dict[tuple[str, ...], Experiment] = {}
@@ -148,21 +150,22 @@ class _Job:
             _log_decisions(experiment)
             return hsr_train.execute(experiment)
         except HsrTrainError as error:
+            if self.multirun:  # The next job starts; the grid ends with a summary.
+                log.error("The job with %s failed: %s", " ".join(overrides), error)
             self.failures.append(error)
             return error
 
 
-def _hand_to_hydra(argv: list[str], job: _Job, multirun: bool) -> None:
+def _hand_to_hydra(argv: list[str], job: _Job) -> None:
     """Let Hydra run the job or the grid of jobs, print its help, or complete a word."""
     import hydra
     from hydra.core.plugins import Plugins
 
     from hsr_train.config import registration
-    from hsr_train.config.compose import REFUSED
     from hsr_train.config.paths import CONF_DIR
-    from hsr_train.config.refusals import described
+    from hsr_train.config.refusals import REFUSED, describe_error
 
-    if multirun:
+    if job.multirun:
         from hsr_train.config.grid import GridSweeper
 
         Plugins.instance().register(GridSweeper)
@@ -171,7 +174,7 @@ def _hand_to_hydra(argv: list[str], job: _Job, multirun: bool) -> None:
         try:
             hydra.main(config_path=str(CONF_DIR), config_name="config")(job)()
         except REFUSED as error:
-            raise InputError(described(error)) from error
+            raise InputError(describe_error(error)) from error
     if job.failures:
         raise job.failures[0]
 
@@ -222,14 +225,14 @@ def _log_decisions(experiment: Experiment) -> None:
 
 def _unknown_option(option: str, argv: list[str]) -> Problem:
     """Point from an option of other programs (`--epochs 5`) to the setting that does it."""
-    from hsr_train.config.refusals import nearest_key
-    from hsr_train.config.schema import DetectExperiment
-    from hsr_train.config.strict import leaves
+    from hsr_train.config.names import OTHER_OPTIONS, nearest_key
+    from hsr_train.config.paths import CONF_DIR
 
     name, sign, value = option.partition("=")
     following = argv[argv.index(option) + 1 :][:1]
     if not sign and following and not following[0].startswith("-"):
         value = following[0]
-    key = nearest_key(name.strip("-").replace("-", "_"), [k for k, _, _ in leaves(DetectExperiment)])
-    remedy = f"{key}={value or 'VALUE'}" if key else "python -m hsr_train --help"
-    return Problem(name, "", "unknown option; settings are typed KEY=VALUE", remedy)
+    word = name.strip("-").replace("-", "_")
+    key = word if (CONF_DIR / word).is_dir() else nearest_key(word)
+    form = OTHER_OPTIONS.get(word) or (f"{key}=VALUE" if key else "python -m hsr_train --help")
+    return Problem(name, "", "unknown option; settings are typed KEY=VALUE", form.replace("VALUE", value or "VALUE"))

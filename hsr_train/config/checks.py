@@ -10,8 +10,9 @@ import math
 from typing import Any
 
 from hsr_train.config import architectures
-from hsr_train.config.schema import DetectExperiment, Experiment
-from hsr_train.config.strict import leaves, nearest, shown
+from hsr_train.config.names import nearest, unknown_key
+from hsr_train.config.schema import OPTIMIZERS, DetectExperiment, Experiment
+from hsr_train.config.strict import leaves, shown
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
 from hsr_train.hardware import parse_device
@@ -34,6 +35,11 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
     """
     problems = _ranges(experiment)
     decisions: list[Decision] = []
+    known = {key for key, _, _ in leaves(type(experiment))}
+    bounded = [key for key in experiment.adjust.at_most if key not in known]
+    problems += [unknown_key(key, type(experiment), where="adjust.at_most: ") for key in bounded]
+    if not experiment.data.path:
+        problems.append(Problem("data.path", "", "has no value", "data.path=my/data.yaml"))
     if isinstance(experiment, DetectExperiment):
         for part in (_train, _model, _optimizer, _verbs):
             part(experiment, typed, problems, decisions)
@@ -60,7 +66,8 @@ def _ranges(experiment: Experiment) -> list[Problem]:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             wanted = _bounds(f.metadata)
             if not math.isfinite(value) or not all(_holds(value, rule, bound) for rule, bound in wanted):
-                words = " and ".join(f"{_WORDS[rule]} {bound}" for rule, bound in wanted) or "a finite number"
+                words = " and ".join(f"{_WORDS[rule]} {bound}" for rule, bound in wanted) or "a number"
+                words += "" if math.isfinite(value) else ", and finite"
                 default = shown(f.default)
                 problems.append(Problem(key, shown(value), f"must be {words}", f"{key}={default} is the default"))
     return problems
@@ -90,6 +97,7 @@ def _train(e: DetectExperiment, typed: set[str], problems: list[Problem], decisi
         problems.append(Problem("train.cache", t.cache, f"must be one of {', '.join(CACHES)}", "train.cache=auto"))
     if isinstance(t.multi_scale, bool):
         t.multi_scale = 0.5 if t.multi_scale else 0.0
+    t.multi_scale = float(t.multi_scale)
     if not 0 <= t.multi_scale <= 1:
         problems.append(
             Problem("train.multi_scale", shown(t.multi_scale), "must be between 0 and 1", "train.multi_scale=0.5")
@@ -153,6 +161,12 @@ def _model(e: DetectExperiment, typed: set[str], problems: list[Problem], decisi
 
 def _optimizer(e: DetectExperiment, typed: set[str], problems: list[Problem], decisions: list[Decision]) -> None:
     o = e.optimizer
+    o.name = next((name for name in OPTIMIZERS if name.lower() == o.name.lower()), o.name)
+    if o.name not in OPTIMIZERS:
+        meant = nearest(o.name, OPTIMIZERS) or "AdamW"
+        problems.append(
+            Problem("optimizer.name", o.name, f"must be one of {', '.join(OPTIMIZERS)}", f"optimizer.name={meant}")
+        )
     for key in ("lr0", "momentum"):
         value = getattr(o, key)
         if o.name != "auto":
@@ -170,7 +184,7 @@ def _optimizer(e: DetectExperiment, typed: set[str], problems: list[Problem], de
             else:
                 setattr(o, key, None)
                 decisions.append(
-                    Decision(f"optimizer.{key}", None, f"optimizer=auto chooses it; the preset has {value}")
+                    Decision(f"optimizer.{key}", None, f"optimizer=auto chooses it; without it there is {value}")
                 )
 
 

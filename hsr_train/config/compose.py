@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_search_path
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from hsr_train.config import refusals, registration, relative
 from hsr_train.config.checks import check
@@ -31,9 +30,6 @@ from hsr_train.config.schema import DetectExperiment, Experiment, Origin
 from hsr_train.config.strict import build
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
-
-# Everything that Hydra, OmegaConf and YAML raise about a configuration.
-REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
 
 def compose(
@@ -98,7 +94,7 @@ def _hydra(config_dir: Path | str | None) -> Iterator[None]:
 def _from_groups(typed: Typed, config_name: str) -> DetectExperiment:
     try:
         return _once(typed, config_name)
-    except REFUSED as error:
+    except refusals.REFUSED as error:
         problems, accepted = refusals.explain(error, typed)
     # What is left may be wrong as well; all of it belongs into one message.
     if len(accepted.lines) < len(typed.lines):
@@ -106,7 +102,7 @@ def _from_groups(typed: Typed, config_name: str) -> DetectExperiment:
             _once(accepted, config_name)
         except InputError as more:
             problems += more.problems
-        except REFUSED as more:
+        except refusals.REFUSED as more:
             problems += refusals.explain(more, accepted)[0]
     raise InputError(problems)
 
@@ -122,7 +118,11 @@ class _Composition:
 
 
 def _once(typed: Typed, config_name: str) -> DetectExperiment:
-    problems: list[Problem] = []
+    problems = [
+        Problem(o.key_or_group, line, "nothing can be removed", f"{o.key_or_group}=VALUE")
+        for o, line in zip(typed.parsed, typed.lines, strict=True)
+        if o.is_delete() and not o.is_hydra_override()
+    ]
     composition = _resolve(typed, config_name, problems)
     schema = registration.SCHEMAS[composition.plain.get("task", "detect")]
     experiment, refused = build(schema, composition.plain)
@@ -139,28 +139,25 @@ def _once(typed: Typed, config_name: str) -> DetectExperiment:
         config_yaml=OmegaConf.to_yaml(OmegaConf.masked_copy(composition.config, list(composition.plain))),
         hydra_yaml=OmegaConf.to_yaml(hydra_node),
         decisions=composition.decisions + decided,
-        tier_batch=_tier_batch(composition.plain["gpu_tier"]),
+        tier_batch=_tier_file(composition.plain["gpu_tier"]).get("batch", Origin.tier_batch),
     )
     return cast(DetectExperiment, experiment)
 
 
 def _resolve(typed: Typed, config_name: str, problems: list[Problem]) -> _Composition:
-    """Compose as often as needed: once, again if the tier was guessed wrong, again if a preset adjusts the tier."""
-    tier = None
-    if typed.value("gpu_tier", "auto") == "auto":
-        tier = _tier(typed.value("train.device", "auto"), problems)
-        registration.set_auto_tier(tier.value)
+    """Compose as often as needed: once, again if a file names another device, again if a preset adjusts the tier."""
     registration.set_adjustment({})
+    device = typed.value("train.device", "auto")
+    tier = _tier(device, problems) if typed.value("gpu_tier", "auto") == "auto" else None
     result = _compose(typed, config_name, tier)
-    if tier is not None and result.choices.get("gpu_tier") == "auto" and "train.device" not in typed.keys:
-        device = result.plain["train"]["device"]
-        if device != "auto":  # A file named the device, not the command line.
-            tier = _tier(device, problems)
-            registration.set_auto_tier(tier.value)
-            result = _compose(typed, config_name, tier)
-    decisions = [tier] if tier is not None and result.choices.get("gpu_tier") == "auto" else []
-    models = set(GlobalHydra.instance().config_loader().get_group_options("model"))
-    node, adjusted = relative.adjustment(result.plain, typed.keys, models)
+    automatic = result.choices.get("gpu_tier") == "auto"
+    if automatic and result.plain["train"]["device"] != device:
+        tier = _tier(result.plain["train"]["device"], problems)
+        result = _compose(typed, config_name, tier)
+    decisions = [tier] if automatic and tier is not None else []
+    if result.plain["gpu_tier"] == "manual":
+        decisions.append(Decision("gpu_tier", "manual", f"no detection: {_values(_tier_file('manual'))}"))
+    node, adjusted = relative.adjustment(result.plain, typed.keys, set(_loader().get_group_options("model")))
     if node:
         registration.set_adjustment(node)
         result = _compose(typed, config_name, tier)
@@ -176,17 +173,35 @@ def _tier(device: Any, problems: list[Problem]) -> Decision:
         return Decision("gpu_tier", "manual", "the device is unknown")
 
 
-def _tier_batch(tier: str) -> int:
-    """Return the images per batch that a tier's own file names, whatever a preset or the command line made of it."""
+def _loader() -> ConfigLoaderImpl:
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
-    found = loader.repository.load_config(f"gpu_tier/{tier}")
-    batch = OmegaConf.select(found.config, "train.batch") if found is not None else None
-    return batch if isinstance(batch, int) else Origin.tier_batch
+    return loader
+
+
+def _tier_file(tier: str) -> dict[str, Any]:
+    """Return what a tier's own file says, whatever a preset or the command line makes of it, with its model."""
+    found = _loader().repository.load_config(f"gpu_tier/{tier}")
+    if found is None:
+        return {}
+    values = cast(dict[str, Any], OmegaConf.to_container(found.config, resolve=False))
+    models = [d.value for d in found.defaults_list or () if isinstance(d, GroupDefault) and d.group == "/model"]
+    return {"model": models[0] if models else None, **values.get("train", {})}
+
+
+def _values(tier: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in tier.items())
 
 
 def _compose(typed: Typed, config_name: str, tier: Decision | None) -> _Composition:
-    config = hydra_compose(config_name, typed.lines, return_hydra_config=True)
+    if tier is not None:
+        registration.set_auto_tier(tier.value)
+    try:
+        config = hydra_compose(config_name, typed.lines, return_hydra_config=True)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:  # Such as `preset=null`.
+        raise ConfigCompositionException(str(error)) from error
     choices = dict(config.hydra.runtime.choices)
     # These two label the run; the groups know them better than any file that might forget to say so.
     for key in ("preset", "gpu_tier"):

@@ -6,7 +6,6 @@ Hydra's basic sweeper, with two differences: every job is checked before the fir
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
-
-log = logging.getLogger(__name__)
 
 
 class GridSweeper(BasicSweeper):
@@ -57,8 +54,6 @@ class GridSweeper(BasicSweeper):
         failed = {
             number: r.return_value for number, r in enumerate(results) if isinstance(r.return_value, HsrTrainError)
         }
-        for number, error in failed.items():
-            log.error("job %d (%s): %s", number, " ".join(jobs[number]), error)
         if failed:
             which = ", ".join(str(number) for number in failed)
             message = f"{len(failed)} of {len(jobs)} jobs failed: {which}"

@@ -102,13 +102,24 @@ class Typed:
 
     @property
     def keys(self) -> set[str]:
-        """Keys and groups that were typed, Hydra's own left out."""
-        return {o.key_or_group for o in self.parsed if not o.is_hydra_override()}
+        """Keys and groups that were typed, Hydra's own left out; `train={epochs:3}` types `train.epochs`."""
+        found: set[str] = set()
+        for override in self.parsed:
+            if not override.is_hydra_override():
+                value = None if override.is_sweep_override() else override.value()
+                found.update(_leaves(override.key_or_group, value))
+        return found
 
     def value(self, key: str, default: Any = None) -> Any:
         """Return the value typed last for a key."""
         values = [o.value() for o in self.parsed if o.key_or_group == key and not o.is_sweep_override()]
         return values[-1] if values else default
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    if not isinstance(value, dict) or not value:
+        return [key]
+    return [leaf for name, inner in value.items() for leaf in _leaves(f"{key}.{name}", inner)]
 
 
 def _unreadable(line: str) -> Problem:

@@ -1,20 +1,30 @@
-"""Why Hydra refused, in our words: every override looked at, with the key or choice that was probably meant."""
+"""Why Hydra refused, in our words: every override is looked at, then the file at fault.
+
+Hydra stops at the first fault and names what it saw; a user wants all of them, with the key or choice that was
+probably meant (`names.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from pathlib import Path
 
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hsr_train.config.architectures import FAMILIES
+from hsr_train.config.names import nearest, unknown_key
 from hsr_train.config.overrides import Typed
 from hsr_train.config.registration import SCHEMAS
 from hsr_train.config.schema import DetectExperiment, Experiment
-from hsr_train.config.strict import describe, leaves, nearest, shown
+from hsr_train.config.strict import describe, leaves, shown
 from hsr_train.errors import Problem
+
+# Everything that Hydra, OmegaConf and YAML raise about a configuration.
+REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
 _INTERNAL_GROUPS = {"schema", "generated", "hydra"}
 
@@ -27,49 +37,81 @@ def explain(error: Exception, typed: Typed) -> tuple[list[Problem], Typed]:
     Returns:
         The problems, at least one, and the overrides that are not to blame.
     """
-    problems = []
-    lines, parsed = [], []
-    schema = _schema(typed)
+    schema = SCHEMAS.get(str(typed.value("task", "detect")), DetectExperiment)
+    problems, lines, parsed = [], [], []
     for line, override in zip(typed.lines, typed.parsed, strict=True):
-        problem = _look_at(override, schema)
+        problem = _override(override, line, schema)
         if problem is None:
             lines.append(line)
             parsed.append(override)
         else:
             problems.append(problem)
-    return problems or [_in_a_file(error, schema)], Typed(lines, parsed)
+    return problems or [describe_error(error, schema)], Typed(lines, parsed)
 
 
-def described(error: Exception) -> Problem:
-    """Return what Hydra says about its own options or a file, as one problem."""
-    return _in_a_file(error, DetectExperiment)
+def describe_error(error: Exception, schema: type[Experiment] = DetectExperiment) -> Problem:
+    """Describe a refusal that no override of ours explains: the fault is in a file, or in Hydra's own options."""
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error)
+    if isinstance(error, yaml.YAMLError):
+        return _not_yaml(error)
+    if isinstance(error, UnicodeDecodeError):
+        return _not_utf8(error)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).strip() or str(cause)
+    file = text.split("'")[1] + ".yaml" if text.startswith("In '") else ""
+    if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
+        if "incompatible container types" in text:
+            return Problem(file or "configuration", "", "must hold keys with values, not a list or a single value")
+        return Problem(file or "configuration", "", " ".join(text.split()))
+    where = f"{file}: " if file else ""
+    if cause.full_key in ("preset", "gpu_tier", "task"):
+        allowed = f"is a text, and not the section that {file or 'a file'} makes of it"
+        return Problem(where + cause.full_key, "", allowed, "begin the file with the line: # @package _global_")
+    types = {name: hint for name, hint, _ in leaves(schema)}
+    if cause.full_key not in types and "not in" in str(cause):
+        return unknown_key(cause.full_key, schema, where=where)
+    value = str(cause).partition("\n")[0]
+    if value.startswith("Value '") and cause.full_key in types:
+        return Problem(where + cause.full_key, value.split("'")[1], f"must be {describe(types[cause.full_key])}")
+    return Problem(where + cause.full_key, "", value)
 
 
-def unknown_key(key: str, schema: type[Experiment] = DetectExperiment) -> Problem:
-    """Return the problem of a key that does not exist, with the nearest that does."""
-    meant = nearest_key(key, [name for name, _, _ in leaves(schema)])
-    remedy = f"did you mean {meant}?" if meant else "python -m hsr_train --cfg job prints every key"
-    return Problem(key, "", "unknown key", remedy)
+def _override(override: Override, line: str, schema: type[Experiment]) -> Problem | None:
+    key = override.key_or_group
+    if override.is_hydra_override() or override.package is not None:
+        return None
+    if override.is_sweep_override():
+        values = line.partition("=")[2]
+        remedy = f"--multirun {line}, or for a list {key}=[{values}]"
+        return Problem(key, values, "several values need --multirun", remedy)
+    if override.is_delete():
+        return Problem(key, line, "nothing can be removed", f"{key}=VALUE")
+    value = override.value()
+    options = _options(key)
+    if options:
+        return None if value in options else _unknown_choice(key, shown(value), options)
+    types = {name: hint for name, hint, _ in leaves(schema)}
+    if key not in types and not any(name.startswith(f"{key}.") for name in types):
+        return unknown_key(key, schema, shown(value), _groups())
+    if override.is_add():
+        return Problem(key, line, "exists already and needs no plus sign", line.lstrip("+"))
+    try:
+        OmegaConf.update(OmegaConf.structured(schema), key, value, merge=True)
+    except OmegaConfBaseException as error:
+        full = error.full_key or key
+        if full not in types:
+            return unknown_key(full, schema) if full != key else _a_section(key, value)
+        listed = isinstance(value, str) and isinstance(getattr(types[full], "__origin__", None), type)
+        remedy = f"{key}=[{value}]" if listed and types[full].__origin__ is list else ""
+        return Problem(full, shown(value), f"must be {describe(types[full])}", remedy)
+    return None
 
 
-def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """Return the dotted key that was probably meant: spelt alike, or of the same last name in another section."""
-    known = list(known)
-    last = key.rpartition(".")[2]
-    by_last: dict[str, str] = {}
-    for name in known:
-        by_last.setdefault(name.rpartition(".")[2], name)
-    if last in by_last and not nearest(key, known):
-        return by_last[last]
-    found = nearest(key, known)
-    if found:
-        return found
-    alike = nearest(last, by_last)
-    return by_last[alike] if alike else None
-
-
-def _schema(typed: Typed) -> type[Experiment]:
-    return SCHEMAS.get(str(typed.value("task", "detect")), DetectExperiment)
+def _a_section(key: str, value: object) -> Problem:
+    return Problem(key, shown(value), "is a section of keys", f"{key}.KEY=VALUE")
 
 
 def _options(group: str) -> list[str]:
@@ -78,70 +120,50 @@ def _options(group: str) -> list[str]:
     return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
-def _look_at(override: Override, schema: type[Experiment]) -> Problem | None:
-    key, line = override.key_or_group, override.input_line or ""
-    if override.is_hydra_override() or override.package is not None:
-        return None
-    if override.is_sweep_override():
-        values = line.partition("=")[2]
-        return Problem(
-            key, values, "several values need --multirun", f"--multirun {line}, or for a list {key}=[{values}]"
-        )
-    if override.is_delete():
-        return Problem(key, line, "nothing can be removed", f"{key}=VALUE")
-    options = _options(key)
-    value = override.value()
-    if options:
-        return None if value in options else _unknown_choice(key, shown(value), options)
-    types = {name: hint for name, hint, _ in leaves(schema)}
-    sections = {name.rpartition(".")[0] for name in types}
-    if key not in types and key not in sections:
-        group = nearest(key, _groups()) if "." not in key else None
-        if group and isinstance(value, str):
-            return Problem(key, "", "unknown key", f"did you mean {group}={value}?")
-        return unknown_key(key, schema)
-    if override.is_add():
-        return Problem(key, line, "exists already", line.lstrip("+"))
-    try:
-        OmegaConf.update(OmegaConf.structured(schema), key, value, merge=True)
-    except OmegaConfBaseException as error:
-        full = error.full_key or key
-        if full not in types:
-            return unknown_key(full, schema)
-        remedy = f"{key}=[{shown(value)}]" if "list" in str(types[full]) and isinstance(value, str) else ""
-        return Problem(full, shown(value), f"must be {describe(types[full])}", remedy)
-    return None
-
-
 def _groups() -> list[str]:
-    groups = GlobalHydra.instance().config_loader().list_groups("")
-    return [g for g in groups if g not in _INTERNAL_GROUPS]
+    return [g for g in GlobalHydra.instance().config_loader().list_groups("") if g not in _INTERNAL_GROUPS]
 
 
 def _unknown_choice(group: str, value: str, options: list[str]) -> Problem:
     meant = nearest(value, options)
     if group == "model":
-        if value.endswith((".pt", ".pth")) and value[: value.rindex(".")] not in options:
-            return Problem(group, value, "is a file, not an architecture", f"model.weights={value}")
-        families = [f"{f}{{{','.join(s)}}}" for f, s in FAMILIES.items() if f"{f}{s[0]}" in options]
+        stem, dot, ending = value.rpartition(".")
+        if dot and ending in ("pt", "pth", "onnx", "yaml") and stem not in options:
+            return Problem(group, value, "is a file, and not an architecture", f"model.weights={value}")
         if meant is None:
-            return Problem(group, value, f"is no detector; there are {', '.join(families)}", f"model={options[0]}")
+            families = [f"{f}{{{','.join(s)}}}" for f, s in FAMILIES.items() if f"{f}{s[0]}" in options]
+            allowed = f"is no detector of this program; there are {', '.join(families)}"
+            return Problem(group, value, allowed, "model=yolov8n")
     allowed = f"must be one of {', '.join(sorted(options))}"
-    return Problem(group, value, allowed, f"{group}={meant}" if meant else f"{group}={options[0]}")
+    return Problem(group, value, allowed, f"{group}={meant or sorted(options)[0]}")
 
 
-def _in_a_file(error: Exception, schema: type[Experiment]) -> Problem:
-    """Describe a refusal that no override explains: the fault is in a file, or in Hydra's own options."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, OmegaConfBaseException):
-        inner = inner.__cause__ or inner.__context__
-    first, _, rest = str(error).strip().partition("\n")
-    if isinstance(inner, OmegaConfBaseException) and inner.full_key:
-        file = first.partition("'")[2].partition("'")[0] if first.startswith("In '") else ""
-        where = f"{file}.yaml: " if file else ""
-        types = {name: hint for name, hint, _ in leaves(schema)}
-        if inner.full_key not in types and "not in" in str(inner):
-            problem = unknown_key(inner.full_key, schema)
-            return Problem(where + problem.key, "", problem.allowed, problem.remedy)
-        return Problem(where + inner.full_key, "", str(inner).partition("\n")[0])
-    return Problem("configuration", "", " ".join([first, *rest.split()]))
+def _missing_file(error: MissingConfigException) -> Problem:
+    missing = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group, _, name = missing.rpartition("/")
+    options = list(error.options or _options(group))
+    if not group:
+        return Problem("--config-name", missing, "there is no such file in conf or the --config-dir")
+    problem = _unknown_choice(group, name, options) if options else None
+    file = str(error).split("'")[1] if str(error).startswith("In '") else "config"
+    where = f"{file}.yaml: " if file not in ("config", "hydra/config") else ""
+    if problem is None:
+        return Problem(f"{where}{missing}", "", "there is no such file in conf or the --config-dir")
+    return Problem(where + problem.key, problem.value, problem.allowed, problem.remedy)
+
+
+def _not_yaml(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}:{mark.line + 1}" if mark is not None else "configuration"
+    return Problem(place, "", f"is not YAML: {getattr(error, 'problem', None) or ' '.join(str(error).split())}")
+
+
+def _not_utf8(error: UnicodeDecodeError) -> Problem:
+    """Find the file: the error holds its bytes, and no name."""
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        for path in Path(source.path).rglob("*.yaml") if source.scheme() == "file" else ():
+            try:
+                path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as found:
+                return Problem(str(path), "", f"is not UTF-8: {found.reason} at byte {found.start}", "save it as UTF-8")
+    return Problem("configuration", "", f"is not UTF-8: {error.reason}")

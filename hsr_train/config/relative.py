@@ -6,22 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hsr_train import hardware
 from hsr_train.config.architectures import step
 from hsr_train.decisions import Decision
-
-if TYPE_CHECKING:
-    from hsr_train.hardware import Machine
-
-
-@cache
-def _machine() -> Machine:
-    """Look at the hardware once in a process."""
-    from hsr_train import hardware
-
-    return hardware.detect()
 
 
 def tier_for(device: Any) -> Decision:
@@ -30,9 +19,7 @@ def tier_for(device: Any) -> Decision:
     Raises:
         InputError: The device is malformed or not there.
     """
-    from hsr_train import hardware
-
-    return hardware.choose_tier(_machine(), device)
+    return hardware.choose_tier(hardware.detect(), device)
 
 
 def adjustment(config: Mapping[str, Any], typed: set[str], groups: set[str]) -> tuple[dict[str, Any], list[Decision]]:

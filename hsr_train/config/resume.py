@@ -6,10 +6,13 @@ Neither today's YAML nor presets nor the detection of a tier take part; the reco
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 from hsr_train.config.checks import check
+from hsr_train.config.names import unknown_key
 from hsr_train.config.overrides import Typed
+from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.saved import dump, load, plain
 from hsr_train.config.schema import DetectExperiment, Experiment, Origin
 from hsr_train.config.strict import build, leaves, shown
@@ -45,7 +48,8 @@ def resumed(typed: Typed) -> DetectExperiment:
     experiment, problems = _overlaid(saved, typed, searched=reference == "last")
     if saved.mode != "train":
         problems.insert(0, Problem("resume", reference, f"is a run of mode={saved.mode}, and only training goes on"))
-    found, decisions = check(experiment, typed.keys)
+    # Everything in a record counts as typed: what was decided then is not decided anew.
+    found, decisions = check(experiment, {key for key, _, _ in leaves(type(experiment))})
     known = {p.key for p in problems}
     problems += [p for p in found if p.key not in known]
     if problems:
@@ -92,10 +96,8 @@ def _overlaid(saved: DetectExperiment, typed: Typed, searched: bool) -> tuple[De
 
 
 def _not_a_value(key: str, line: str, saved: DetectExperiment) -> Problem:
-    if "." not in key and "/" not in key:
+    if key in (f.name for f in dataclasses.fields(saved)) or (CONF_DIR / key).is_dir():
         return Problem(key, line, "groups and sections take no part in resume=; the run keeps its own", _new_run(line))
-    from hsr_train.config.refusals import unknown_key
-
     return unknown_key(key, type(saved))
 
 

@@ -52,7 +52,7 @@ class TrainConfig:
     amp: bool = knob(True, "Mixed precision on GPUs that gain from it; no effect on a CPU.")
     close_mosaic: int = knob(10, "Last epochs without mosaic.", ge=0)
     cos_lr: bool = knob(False, "Cosine instead of linear learning-rate decay.")
-    multi_scale: float | bool = knob(0.0, "Vary the image size by up to this fraction per batch; true means 0.5.")
+    multi_scale: float | int | bool = knob(0.0, "Vary the image size by up to this fraction per batch; true means 0.5.")
     freeze: Any = knob(None, "Freeze the first N modules (a number) or the listed module indices.")
     seed: int = knob(0, "Seed of every random draw in training.", ge=0)
     deterministic: bool = knob(True, "Use deterministic kernels: a repeated run is the same.")
@@ -66,7 +66,7 @@ class TrainConfig:
 class OptimizerConfig:
     """The optimizer and its learning-rate schedule."""
 
-    name: str = knob("AdamW", "Optimizer; auto lets ultralytics choose name, rate and momentum.", choices=OPTIMIZERS)
+    name: str = knob("AdamW", "Optimizer, in any case; auto lets ultralytics choose name, rate and momentum.")
     lr0: float | None = knob(0.001, "Learning rate after warm-up.", gt=0, le=1)
     lrf: float = knob(0.01, "Final learning rate as a fraction of lr0.", gt=0, le=1)
     momentum: float | None = knob(0.937, "SGD momentum, or Adam's beta1.", ge=0, lt=1)

@@ -7,7 +7,6 @@ converted except a whole number where a fraction is expected; every problem is r
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -53,9 +52,7 @@ def build(cls: type, data: Any, prefix: str = "", where: str = "") -> tuple[Any,
     for name, value in data.items():
         key = f"{where}{prefix}{name}"
         if name not in known:
-            near = nearest(str(name), known)
-            remedy = f"did you mean {prefix}{near}?" if near else f"known here: {', '.join(known)}"
-            problems.append(Problem(key, "", "unknown key", remedy))
+            problems.append(_unknown(key, prefix, str(name), list(known)))
         elif dataclasses.is_dataclass(hints[name]):
             values[name], inner = build(typing.cast(type, hints[name]), value, f"{prefix}{name}.", where)
             problems += inner
@@ -110,10 +107,12 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def nearest(word: str, words: Mapping[str, Any] | list[str] | set[str]) -> str | None:
-    """Return the word that was probably meant, or None."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return found[0] if found else None
+def _unknown(key: str, prefix: str, name: str, known: list[str]) -> Problem:
+    from hsr_train.config.names import nearest
+
+    meant = nearest(name, known)
+    remedy = f"did you mean {prefix}{meant}?" if meant else f"known here: {', '.join(known)}"
+    return Problem(key, "", "unknown key", remedy)
 
 
 def _wants_float(value: Any, hint: Any) -> bool:
