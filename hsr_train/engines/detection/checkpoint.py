@@ -65,7 +65,7 @@ def save_weights(serialized: bytes, *paths: Path) -> None:
         write_bytes(path, serialized)
 
 
-def save_state(path: Path, trainer: Any, epochs_done: int, best_epoch: int) -> None:
+def save_state(path: Path, trainer: Any, epochs_done: int, best_epoch: int, stopped: bool) -> None:
     """Write the training state after an epoch.
 
     Args:
@@ -73,12 +73,14 @@ def save_state(path: Path, trainer: Any, epochs_done: int, best_epoch: int) -> N
         trainer: The trainer after the epoch's validation.
         epochs_done: Epochs completed, counted from 1.
         best_epoch: The epoch whose weights are in best.pt.
+        stopped: Training ended early; only what follows it is left to do.
     """
     model = unwrap_model(trainer.model)
     state = {
         "version": STATE_VERSION,
         "epochs_done": epochs_done,
         "best_epoch": best_epoch,
+        "stopped": stopped,
         "best_fitness": trainer.best_fitness,
         "model": model.state_dict(),
         "ema": trainer.ema.ema.state_dict(),
@@ -93,17 +95,14 @@ def save_state(path: Path, trainer: Any, epochs_done: int, best_epoch: int) -> N
         torch.save(state, temporary)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a training state through torch's safe loading.
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read a training state through torch's safe loading; None if the run ended before its first epoch did.
 
     Raises:
-        InputError: If it is missing, damaged or of another version.
+        InputError: If it is damaged or of another version.
     """
     if not path.is_file():
-        raise InputError(
-            Problem("resume", str(path), "this run has no saved state: it ended before its first epoch",
-                    "start a new run")
-        )  # fmt: skip
+        return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -116,7 +116,7 @@ class DetectionEngine:
                 epochs_done=start_epoch,
             )
             loop = Loop(trainer, experiment, run, monitor, state["best_epoch"] if state else 0)
-            epochs_completed = loop.train()
+            epochs_completed = start_epoch if state and state["stopped"] else loop.train()
         finally:
             trainer.close()
         log.info("Evaluating best.pt (epoch %d)", loop.best_epoch)
@@ -124,7 +124,6 @@ class DetectionEngine:
         for line in best.table():
             log.info("%s", line)
         plot_curves(monitor.results, run.plots / "results.png")
-        monitor.pictures(run.plots, "train_batch*.jpg", "train_samples", epochs_completed)
         monitor.pictures(run.plots, "val_batch*.jpg", "val_samples", epochs_completed)
         monitor.pictures(run.plots, "*.png", "plots", epochs_completed)
         return Result(
@@ -229,7 +228,8 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
     resumed = experiment.origin.resume_from
     if resumed is not None:
         run = RunDirectory.open(Path(resumed))
-        return weights.inspect(run.weights / "last.pt", None)
+        if (run.state / "last.pt").is_file():
+            return weights.inspect(run.weights / "last.pt", None)
     found = weights.resolve(
         experiment.model,
         cache_dir=cache_dir,

@@ -103,6 +103,7 @@ class Loop:
         trainer._model_train()
         means: dict[str, torch.Tensor] = {}
         images, pending = 0, 0
+        shows_samples = epoch in (0, self.schedule.epochs - trainer.args.close_mosaic)
         bar = self._bar(epoch)
         for number, batch in enumerate(_timed(trainer.train_loader, times)):
             num_images = int(batch["img"].shape[0])
@@ -116,10 +117,12 @@ class Loop:
             if pending >= self.schedule.images_per_step(progress) or images >= trainer.images_per_epoch:
                 trainer.optimizer_step()
                 pending = 0
-            if number < NUM_SAMPLE_BATCHES and epoch in (0, self.schedule.epochs - trainer.args.close_mosaic):
+            if shows_samples and number < NUM_SAMPLE_BATCHES:
                 trainer.plot_training_samples(batch, number + epoch * len(trainer.train_loader))
             self._advance(bar, means, batch)
         bar.close()
+        if shows_samples:
+            self.monitor.pictures(self.run.plots, "train_batch*.jpg", "train_samples", epoch + 1)
         criterion = unwrap_model(trainer.model).criterion
         if hasattr(criterion, "update"):
             criterion.update()
@@ -177,7 +180,7 @@ class Loop:
         checkpoint.save_weights(serialized, *targets)
         times.save_s = time.perf_counter() - saving
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
-        checkpoint.save_state(self.run.state / "last.pt", trainer, epoch + 1, self.best_epoch)
+        checkpoint.save_state(self.run.state / "last.pt", trainer, epoch + 1, self.best_epoch, stop)
 
         self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
         if improved:
@@ -189,7 +192,7 @@ class Loop:
     def _bar(self, epoch: int) -> Any:
         return tqdm(
             total=len(self.trainer.train_loader),
-            desc=f"Epoch {epoch + 1}/{self.trainer.epochs}",
+            desc=f"Epoch {epoch + 1}/{self.trainer.epochs}, best mAP50 {self.monitor.best:.3f}",
             disable=not sys.stderr.isatty(),
             leave=False,
             dynamic_ncols=True,

@@ -58,7 +58,7 @@ class Monitor:
         self.timings.truncate_after(epochs_done)
         if writer is not None and epochs_done:
             writer.purge_after(epochs_done)
-        self._best = max((float(row["mAP50"] or 0) for row in self.results.rows()), default=0.0)
+        self.best = max((float(row["mAP50"] or 0) for row in self.results.rows()), default=0.0)
         self._seconds: list[float] = []
 
     def epoch(
@@ -116,7 +116,7 @@ class Monitor:
         """Log one line about an epoch: losses, metrics, best so far, time and what is left."""
         self._seconds.append(epoch_s)
         if improved:
-            self._best = metrics["mAP50"]
+            self.best = metrics["mAP50"]
         left_s = (self.epochs - epoch - 1) * sum(self._seconds[-5:]) / len(self._seconds[-5:])
         log.info(
             "Epoch %d/%d | train %s | val mAP50 %.4f mAP50-95 %.4f P %.3f R %.3f | best mAP50 %.4f (epoch %d) "
@@ -125,7 +125,7 @@ class Monitor:
             self.epochs,
             " ".join(f"{k.removesuffix('_loss')} {v:.4f}" for k, v in losses.items()),
             *(metrics[k] for k in METRIC_COLUMNS),
-            self._best,
+            self.best,
             best_epoch,
             epoch_s,
             duration(left_s),
