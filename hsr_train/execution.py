@@ -22,7 +22,7 @@ from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Engine, Plan, Result, RunContext
 from hsr_train.engines.registry import load_engine
-from hsr_train.errors import InputError, Problem, Terminated
+from hsr_train.errors import InputError, Problem, RunError, Terminated
 from hsr_train.hardware import Machine, detect
 from hsr_train.run.atomic import write_json, write_text
 from hsr_train.run.directory import RunDirectory
@@ -170,7 +170,13 @@ def _serve(experiment: Experiment, run: RunDirectory, stack: ExitStack) -> str |
     if not settings.enabled or not (settings.serve is True or (settings.serve == "auto" and on_terminal)):
         return None
     run.tensorboard.mkdir(exist_ok=True)
-    server = stack.enter_context(TensorboardServer(run.tensorboard, settings.host, settings.port))
+    try:
+        server = stack.enter_context(TensorboardServer(run.tensorboard, settings.host, settings.port))
+    except RunError as error:
+        if settings.serve is True:
+            raise
+        log.warning("TensorBoard is not served: %s", error)
+        return None
     log.info("TensorBoard: %s", server.url)
     return server.url
 

@@ -18,7 +18,7 @@ import torch
 
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.errors import InputError, Problem
-from hsr_train.run.atomic import atomic_path, write_bytes
+from hsr_train.run.atomic import write_bytes
 
 bring_up()
 from ultralytics import __version__ as ultralytics_version  # noqa: E402
@@ -91,8 +91,9 @@ def save_state(path: Path, trainer: Any, epochs_done: int, best_epoch: int, stop
         "criterion_updates": getattr(model.criterion, "updates", None),
         "random": _random_state(),
     }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # torch.save turns a full disk into an error of its own, write_bytes into a clear one
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,77 @@
+"""What the documents tell people to type is accepted, and what they link to exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from yolo_sets import make_yolo_set
+
+from hsr_train import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+GUIDES = [ROOT / "README.md", ROOT / "docs" / "configuration.md", ROOT / "docs" / "troubleshooting.md"]
+NEEDS_A_RUN = ("resume=", "--config-dir")
+
+
+def shell_lines(document: Path) -> list[str]:
+    """Every line of the code blocks that name no language."""
+    lines, fence = [], None
+    for line in document.read_text().splitlines():
+        if line.startswith("```"):
+            fence = line if fence is None else None
+        elif fence == "```":
+            lines.append(line)
+    return lines
+
+
+def commands() -> list[list[str]]:
+    """Every `python -m hsr_train …` line that needs no earlier run, without comments."""
+    words = [
+        shlex.split(line, comments=True)
+        for document in DOCUMENTS
+        for line in shell_lines(document)
+        if line.startswith("python -m hsr_train")
+    ]
+    return [w[3:] for w in words if not any(word.startswith(NEEDS_A_RUN) for word in w)]
+
+
+def test_documents_hold_commands() -> None:
+    assert len(commands()) >= 7
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_documented_command_composes(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_yolo_set(tmp_path / "my")
+    (tmp_path / "best.pt").write_bytes(b"composition does not read it")
+    (tmp_path / "FOLDER").mkdir()
+    compose(words)
+
+
+@pytest.mark.parametrize("document", GUIDES, ids=lambda p: p.name)
+def test_every_override_in_the_text_composes(document: Path) -> None:
+    """Inline code such as `train.batch=12`, with one value that needs no file, folder, run or GPU."""
+    inline = set(re.findall(r"`([a-z_]+(?:\.[a-z0-9_]+)*=[A-Za-z0-9_.]+)`", document.read_text()))
+    needs_more = re.compile(r"key=value|resume=|mode=|train\.device=\d|.*=(FILE|FOLDER)$")
+    plain = [override for override in inline if not needs_more.match(override)]
+    assert plain
+    for override in plain:
+        compose([override])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_every_link_points_to_something(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+    for name in re.findall(
+        r"`((?:hsr_train|tests|conf|benchmarks|docs)/[\w./]+\.(?:py|md|yaml))`", document.read_text()
+    ):
+        assert (ROOT / name).exists(), name
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
