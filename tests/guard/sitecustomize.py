@@ -17,7 +17,7 @@ _FILES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.li
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-class NetworkRefused(OSError):
+class NetworkRefusedError(OSError):
     """A test tried to leave the machine."""
 
 
@@ -45,7 +45,7 @@ def install(events_path=None):
             host = host.decode() if isinstance(host, bytes) else host
             if host is not None and host not in _LOCAL:
                 record(event, host)
-                raise NetworkRefused(f"tests stay on this machine: {event} {host}")
+                raise NetworkRefusedError(f"tests stay on this machine: {event} {host}")
         elif descriptor is None:
             return
         elif event in _PROGRAMS:
