@@ -35,6 +35,9 @@ base_module.TQDM = partial(tqdm, file=sys.stderr, leave=False, disable=None)  # 
 
 SampleKey = tuple[int, int]
 _MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
+MOSAIC_WINDOW = 64
+"""Mosaic partners are at most half of this many places away in the epoch's order, so that each was decoded, or will be
+needed, nearby: one decoding per sample instead of four. The order is drawn anew for each epoch."""
 
 
 def seed_sample(seed: int, epoch: int, index: int) -> None:
@@ -42,6 +45,11 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
     words = np.random.SeedSequence((seed, epoch, index)).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """Return the indices of a shuffled epoch, of shape (num_samples,)."""
+    return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -56,9 +64,7 @@ class EpochSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-        order = np.arange(self.num_samples)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        order = epoch_order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
         return iter([(epoch, int(i)) for i in order])
 
     def __len__(self) -> int:
@@ -97,6 +103,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         self._seed = int(hyp.seed)
         self._open_epochs = open_epochs
         self._cached_files = [cache_dir / "images" / f"{h}.npy" for h in split.hashes]
+        self._ordered_epoch = -1
         data = {"names": dict(enumerate(names)), "nc": len(names), "channels": 3}
         hyp = copy(hyp)
         hyp.deterministic = False  # silences its warning about cache=ram; the cause is gone, see build_transforms
@@ -116,6 +123,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
             task="detect",
         )
         self.npy_files = self._in_order(self._cached_files)
+        self.max_buffer_length = min(self.ni, 2 * MOSAIC_WINDOW) if augment else 0  # in images, not cached in RAM
         if augment:
             plain = copy(hyp)
             for name in _MIXING:
@@ -175,13 +183,13 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
     def build_transforms(self, hyp: Any) -> Any:
         """Build the pipeline without what is there by accident.
 
-        Mosaic takes partners from the whole set instead of from a buffer that depends on the worker's history, and
-        the transforms that apply only because albumentations is installed are left out.
+        Mosaic takes partners from the epoch's order instead of from a buffer that depends on the worker's history,
+        and the transforms that apply only because albumentations is installed are left out.
         """
         transforms = super().build_transforms(hyp)
         for transform in _walk(transforms):
             if isinstance(transform, Mosaic):
-                transform.buffer_enabled = False
+                transform.get_indexes = partial(self._draw_partners, transform.n - 1)
             if isinstance(transform, Compose):
                 transform.transforms = [t for t in transform.transforms if not isinstance(t, Albumentations)]
         return transforms
@@ -191,8 +199,21 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         if self.augment:
             seed_sample(self._seed, epoch, index)
             self.transforms: Any = self._mixing if epoch < self._open_epochs else self._plain
+            self._look_around(epoch, index)
         sample: dict[str, Any] = super().__getitem__(index)
         return sample
+
+    def _look_around(self, epoch: int, index: int) -> None:
+        """Find the indices from which mosaic draws the partners of a sample: its neighbours in the epoch's order."""
+        if epoch != self._ordered_epoch:
+            self._order = epoch_order(self._seed, epoch, self.ni)
+            self._place = np.argsort(self._order)
+            self._ordered_epoch = epoch
+        first = min(max(int(self._place[index]) - MOSAIC_WINDOW // 2, 0), max(self.ni - MOSAIC_WINDOW, 0))
+        self._neighbours = self._order[first : first + MOSAIC_WINDOW].tolist()
+
+    def _draw_partners(self, count: int) -> list[int]:
+        return random.choices(self._neighbours, k=count)
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Return a sample whose image may be changed: colour transforms work in place, also on cached images."""
