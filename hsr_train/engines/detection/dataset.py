@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,13 @@ from ultralytics.data.build import InfiniteDataLoader  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.utils.patches import imread  # noqa: E402
 
-base_module.TQDM = partial(tqdm, file=sys.stderr, leave=False, disable=None)  # a bar on terminals only
+
+def _bar(*args: Any, **kwargs: Any) -> Any:
+    """Show the library's progress on a terminal's standard error, and nowhere else."""
+    return tqdm(*args, **kwargs | {"file": sys.stderr, "leave": False, "disable": None})
+
+
+base_module.TQDM = _bar
 
 SampleKey = tuple[int, int]
 _MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")

@@ -183,7 +183,7 @@ class Loop:
         checkpoint.save_state(self.run.state / "last.pt", trainer, epoch + 1, self.best_epoch, stop)
 
         self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
-        if improved:
+        if improved and trainer.fitness > 0:
             success(log, "New best model saved! mAP50: %.4f", metrics["mAP50"])
         if stop:
             log.info("Stopped early: no better validation fitness for %d epochs", self.experiment.train.patience)
