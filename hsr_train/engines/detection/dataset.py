@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
