@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,17 +65,23 @@ def _command(argv: list[str]) -> None:
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     overrides = quote_paths(args.overrides, sweep=multirun)
     job = _Job(args, multirun)
+    quoted = quote_paths(argv, sweep=multirun)
     if args.cfg == "job":
-        sys.stdout.write(_yaml(job.compose(overrides), args.package))
-        return
-    if args.help or args.hydra_help or args.info or args.shell_completion:
-        pass  # Nothing runs: there is nothing to check.
+        text = _yaml(job.compose(overrides), args.package)
+        with _readers_may_leave():
+            sys.stdout.write(text)
+    elif args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+        if args.cfg:
+            job.compose(overrides)  # Refuses, and leaves the tier where Hydra finds it.
+        with _readers_may_leave():
+            _hand_to_hydra(quoted, job)
     elif multirun:
         Typed.parse(overrides)
+        _hand_to_hydra(quoted, job)
     else:
         # Hydra hands the job its overrides without those that are Hydra's own.
         job.checked[Typed.parse(overrides).of_task] = job.compose(overrides)
-    _hand_to_hydra(quote_paths(argv, sweep=multirun), job)
+        _hand_to_hydra(quoted, job)
 
 
 def _refuse_options(args: Namespace, unknown: list[str], argv: list[str]) -> None:
@@ -98,6 +105,7 @@ def _yaml(experiment: Any, package: str | None) -> str:
     import yaml
 
     from hsr_train.config.saved import dump, plain
+    from hsr_train.config.strict import shown
 
     _log_decisions(experiment)
     if package in (None, "_global_"):
@@ -108,6 +116,8 @@ def _yaml(experiment: Any, package: str | None) -> str:
             known = ", ".join(part) if isinstance(part, dict) else "nothing below it"
             raise InputError(Problem("--package", str(package), f"has no {name}; there are {known}"))
         part = part[name]
+    if not isinstance(part, (dict, list)):
+        return shown(part) + "\n"
     return f"# @package {package}\n" + yaml.safe_dump(part, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -180,6 +190,17 @@ def _hand_to_hydra(argv: list[str], job: _Job) -> None:
 
 
 @contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    """Print for `head` and the like, which close the pipe when they have seen enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
 def _replaced_argv(argv: list[str]) -> Iterator[None]:
     before = sys.argv
     sys.argv = [before[0], *argv]
@@ -206,6 +227,9 @@ def _errors_raised() -> Iterator[None]:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Turn SIGTERM into an exception while a command runs, so that everything is left tidy."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python allows signal handlers in the main thread only; the host program has its own.
+        return
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Terminated

@@ -97,7 +97,7 @@ def _from_groups(typed: Typed, config_name: str) -> DetectExperiment:
     except refusals.REFUSED as error:
         problems, accepted = refusals.explain(error, typed)
     # What is left may be wrong as well; all of it belongs into one message.
-    if len(accepted.lines) < len(typed.lines):
+    if accepted.lines and len(accepted.lines) < len(typed.lines):
         try:
             _once(accepted, config_name)
         except InputError as more:

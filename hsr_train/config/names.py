@@ -54,7 +54,7 @@ def nearest_key(key: str, schema: type[Experiment] = DetectExperiment) -> str | 
         if within:
             return f"{meant}.{within}"
     by_last: dict[str, str] = {}
-    for name in known:
+    for name in sorted(known, key=lambda name: not name.startswith("train.")):
         by_last.setdefault(name.rpartition(".")[2], name)
     # Among all sections a chance likeness is likelier than a slip.
     alike = nearest(last, by_last, likeness=0.75)

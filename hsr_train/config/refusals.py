@@ -98,10 +98,14 @@ def _override(override: Override, line: str, schema: type[Experiment]) -> Proble
         return unknown_key(key, schema, shown(value), _groups())
     if override.is_add():
         return Problem(key, line, "exists already and needs no plus sign", line.lstrip("+"))
+    blank = OmegaConf.structured(schema)
+    OmegaConf.set_struct(blank, True)  # As Hydra has it.
     try:
-        OmegaConf.update(OmegaConf.structured(schema), key, value, merge=True)
+        OmegaConf.update(blank, key, value, merge=True)
     except OmegaConfBaseException as error:
         full = error.full_key or key
+        if key in types and full.startswith(f"{key}."):  # A mapping such as adjust.at_most, which grows with a plus.
+            return Problem(key, shown(value), "has no such entry yet", f"+{line}")
         if full not in types:
             return unknown_key(full, schema) if full != key else _a_section(key, value)
         listed = isinstance(value, str) and isinstance(getattr(types[full], "__origin__", None), type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,8 +15,9 @@ SCHEMAS: dict[str, type[Experiment]] = {"detect": DetectExperiment}
 _PROVIDER = "hsr_train"
 
 
+@cache
 def register() -> None:
-    """Put the fixed entries into Hydra's ConfigStore; may be called again."""
+    """Put our entries into Hydra's ConfigStore; what a composition generated is not reset by a second call."""
     store = ConfigStore.instance()
     for task, schema in SCHEMAS.items():
         store.store(group="schema", name=task, node=schema, package="_global_", provider=_PROVIDER, replace=True)

@@ -81,7 +81,7 @@ def _overlaid(saved: DetectExperiment, typed: Typed, searched: bool) -> tuple[De
         for section in sections:
             node = node.get(section, {}) if isinstance(node, dict) else {}
         if key not in known:
-            problems.append(_not_a_value(key, line, saved))
+            problems.append(_not_a_value(key, line, shown(value), saved))
         elif node.get(last) == value and type(node.get(last)) is type(value):
             continue
         elif not any(key == allowed or (allowed[-1] == "." and key.startswith(allowed)) for allowed in CHANGEABLE):
@@ -95,10 +95,10 @@ def _overlaid(saved: DetectExperiment, typed: Typed, searched: bool) -> tuple[De
     return experiment, problems + refused
 
 
-def _not_a_value(key: str, line: str, saved: DetectExperiment) -> Problem:
+def _not_a_value(key: str, line: str, value: str, saved: DetectExperiment) -> Problem:
     if key in (f.name for f in dataclasses.fields(saved)) or (CONF_DIR / key).is_dir():
         return Problem(key, line, "groups and sections take no part in resume=; the run keeps its own", _new_run(line))
-    return unknown_key(key, type(saved))
+    return unknown_key(key, type(saved), value)
 
 
 def _changeable() -> str:
