@@ -221,7 +221,7 @@ def _take(section: Any, field: str, decision: Decision, decisions: Decisions) ->
 
 
 def _is_typed(experiment: DetectExperiment, *keys: str) -> bool:
-    return any(override.lstrip("+").partition("=")[0] in keys for override in experiment.origin.overrides)
+    return not set(keys).isdisjoint(experiment.origin.typed)
 
 
 def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: Decisions) -> weights.Weights:
