@@ -9,13 +9,13 @@ import copy
 import dataclasses
 from pathlib import Path
 
-from hsr_train.config.checks import check
 from hsr_train.config.names import unknown_key
 from hsr_train.config.overrides import Typed
 from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.saved import dump, load, plain
 from hsr_train.config.schema import DetectExperiment, Experiment, Origin
 from hsr_train.config.strict import build, leaves, shown
+from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
 
 # What a continued run may do differently without becoming another experiment; a final dot allows a whole section.
@@ -48,8 +48,8 @@ def resumed(typed: Typed) -> DetectExperiment:
     experiment, problems = _overlaid(saved, typed, searched=reference == "last")
     if saved.mode != "train":
         problems.insert(0, Problem("resume", reference, f"is a run of mode={saved.mode}, and only training goes on"))
-    # Everything in a record counts as typed: what was decided then is not decided anew.
-    found, decisions = check(experiment, {key for key, _, _ in leaves(type(experiment))})
+    # Each value must be possible; the combinations were checked, and decided on, when the run began.
+    found = check_values(experiment)
     known = {p.key for p in problems}
     problems += [p for p in found if p.key not in known]
     if problems:
@@ -58,7 +58,6 @@ def resumed(typed: Typed) -> DetectExperiment:
         overrides=typed.lines,
         typed=sorted(typed.keys),
         config_yaml=recorded,
-        decisions=decisions,
         resume_from=str(run),
     )
     return experiment

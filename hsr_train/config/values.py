@@ -1,0 +1,137 @@
+"""Single values: ranges, choices, and the forms that YOLO users type.
+
+`check_values` turns `cache=True`, `batch=-1`, `device=0` and the like into the one form that the rest of the program
+knows. How values go together is the matter of `checks.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field
+from typing import Any
+
+from hsr_train.config.names import nearest
+from hsr_train.config.schema import (
+    OPTIMIZERS,
+    DetectExperiment,
+    Experiment,
+    ExportConfig,
+    OptimizerConfig,
+    TensorboardConfig,
+    TrainConfig,
+)
+from hsr_train.config.strict import leaves, shown
+from hsr_train.errors import Problem
+from hsr_train.hardware import parse_device
+
+EXPORT_FORMATS = ("onnx", "torchscript")
+CACHES = ("auto", "ram", "disk", "none")
+STRIDE_PX = 32
+
+_RULES = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def check_values(experiment: Experiment) -> list[Problem]:
+    """Check each value for itself and put it into its normal form, in place.
+
+    Args:
+        experiment: Of the right types (`strict.build`).
+
+    Returns:
+        All problems, at most one for each key.
+    """
+    problems = []
+    for key, _, field in leaves(type(experiment)):
+        value: Any = experiment
+        for part in key.split("."):
+            value = getattr(value, part)
+        problems += _limits(key, value, field)
+    problems += _tensorboard(experiment.tensorboard) + _export(experiment.export)
+    if isinstance(experiment, DetectExperiment):
+        problems += _train(experiment.train) + _optimizer(experiment.optimizer)
+    return problems
+
+
+def one_of(key: str, value: Any, choices: tuple[str, ...], default: str) -> Problem:
+    """Return the problem of a value that is none of its choices, with the one that was probably meant."""
+    word = str(value)
+    meant = next((c for c in choices if c.lower() == word.lower()), None) or nearest(word, choices) or default
+    return Problem(key, shown(value), f"must be one of {', '.join(choices)}", f"{key}={meant}")
+
+
+def _limits(key: str, value: Any, field: Field[Any]) -> list[Problem]:
+    limits: Mapping[str, Any] = field.metadata
+    if "choices" in limits:
+        return [] if value in limits["choices"] else [one_of(key, value, limits["choices"], str(field.default))]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return []
+    rules = [rule for rule in _RULES if rule in limits]
+    if math.isfinite(value) and all(_holds(value, rule, limits[rule]) for rule in rules):
+        return []
+    words = [f"{_RULES[rule]} {limits[rule]}" for rule in rules] + ["finite"] * (not math.isfinite(value))
+    return [
+        Problem(key, shown(value), f"must be {' and '.join(words)}", f"{key}={shown(field.default)} is the default")
+    ]
+
+
+def _holds(value: float, rule: str, bound: float) -> bool:
+    return {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[rule]
+
+
+def _train(t: TrainConfig) -> list[Problem]:
+    problems = []
+    if isinstance(t.batch, str) and t.batch.lstrip("+-").isdigit():
+        t.batch = int(t.batch)
+    if t.batch == -1:
+        t.batch = "auto"
+    if t.batch != "auto" and (isinstance(t.batch, str) or t.batch < 1):
+        problems.append(Problem("train.batch", shown(t.batch), "must be auto or at least 1", "train.batch=auto"))
+    t.cache = {"true": "ram", "false": "none"}.get(str(t.cache).lower(), str(t.cache).lower())
+    if t.cache not in CACHES:
+        problems.append(one_of("train.cache", t.cache, CACHES, "auto"))
+    if isinstance(t.multi_scale, bool):
+        t.multi_scale = 0.5 if t.multi_scale else 0.0
+    t.multi_scale = float(t.multi_scale)
+    if not 0 <= t.multi_scale <= 1:
+        allowed = "must be between 0 and 1"
+        problems.append(Problem("train.multi_scale", shown(t.multi_scale), allowed, "train.multi_scale=0.5"))
+    if t.imgsz >= STRIDE_PX and t.imgsz % STRIDE_PX:
+        below = t.imgsz // STRIDE_PX * STRIDE_PX
+        remedy = f"train.imgsz={below}  ({below} or {below + STRIDE_PX})"
+        problems.append(Problem("train.imgsz", str(t.imgsz), f"must be a multiple of {STRIDE_PX}", remedy))
+    device = parse_device(t.device)
+    if device is None:
+        allowed = "must be auto, cpu, a GPU number, or a list of them"
+        problems.append(Problem("train.device", shown(t.device), allowed, "train.device=auto"))
+    else:
+        t.device = device[0] if isinstance(device, list) and len(device) == 1 else device
+    numbers = t.freeze if isinstance(t.freeze, list) else [t.freeze]
+    if t.freeze is not None and not all(type(n) is int and n >= 0 for n in numbers):
+        allowed = "must be null, a number of modules, or a list of module numbers"
+        problems.append(Problem("train.freeze", shown(t.freeze), allowed, "train.freeze=10"))
+    return problems
+
+
+def _optimizer(o: OptimizerConfig) -> list[Problem]:
+    o.name = next((name for name in OPTIMIZERS if name.lower() == o.name.lower()), o.name)
+    return [] if o.name in OPTIMIZERS else [one_of("optimizer.name", o.name, OPTIMIZERS, "AdamW")]
+
+
+def _tensorboard(t: TensorboardConfig) -> list[Problem]:
+    words: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
+    serve = words.get(str(t.serve).lower())
+    if serve is None:
+        allowed = "must be auto, true or false"
+        return [Problem("tensorboard.serve", shown(t.serve), allowed, "tensorboard.serve=auto")]
+    t.serve = serve
+    return []
+
+
+def _export(e: ExportConfig) -> list[Problem]:
+    unknown = [name for name in e.formats if name not in EXPORT_FORMATS]
+    if not unknown:
+        return []
+    meant = nearest(unknown[0], EXPORT_FORMATS) or EXPORT_FORMATS[0]
+    allowed = f"known formats are {', '.join(EXPORT_FORMATS)}"
+    return [Problem("export.formats", shown(e.formats), allowed, f"export.formats=[{meant}]")]
