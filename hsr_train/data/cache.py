@@ -15,14 +15,15 @@ import json
 import logging
 import os
 import tempfile
-import zipfile
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from hsr_train.config.schema import DataConfig
-from hsr_train.data.labels import Fault, LabelRules, Labels
+from hsr_train.data.labels import Fault, Floats, LabelRules, Labels
+from hsr_train.errors import RunError
 from hsr_train.run.atomic import write_bytes
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ Stamp = tuple[int, int]
 
 ABSENT: Stamp = (-1, -1)
 _VERSION = 1
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass
@@ -90,7 +92,7 @@ def _temporary_root(wanted: Path, reason: str) -> Path:
 def index_path(root: Path, yaml_path: Path) -> Path:
     """Return where the index of a set lies: keyed by the location of its data.yaml."""
     key = hashlib.sha256(os.fsencode(yaml_path)).hexdigest()[:16]
-    return root / "data" / f"{key}.npz"
+    return root / "data" / f"{key}.index"
 
 
 def load_index(path: Path, rules: LabelRules) -> dict[str, Known]:
@@ -110,20 +112,20 @@ def load_index(path: Path, rules: LabelRules) -> dict[str, Known]:
     except OSError as err:
         log.warning("The data index %s cannot be read (%s); every file is read again", path, err.strerror)
         return {}
-    try:
-        return _decode(raw, rules)
-    except (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, zipfile.BadZipFile) as err:
-        log.warning("The data index %s is damaged (%s); every file is read again", path, err)
+    digest, content = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        log.warning("The data index %s is damaged; every file is read again", path)
         return {}
+    return _decode(content, rules)
 
 
 def save_index(path: Path, known: dict[str, Known], rules: LabelRules) -> None:
     """Write the index of a set; a folder that cannot be written costs a warning, not the run."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, _encode(known, rules))
-    except OSError as err:
-        log.warning("The data index %s was not written (%s); the next start reads every file again", path, err.strerror)
+        content = _encode(known, rules)
+        write_bytes(path, hashlib.sha256(content).digest() + content)
+    except (OSError, RunError) as err:
+        log.warning("The data index was not written, so the next start reads every file again: %s", err)
 
 
 def _encode(known: dict[str, Known], rules: LabelRules) -> bytes:
@@ -161,29 +163,28 @@ def _decode(raw: bytes, rules: LabelRules) -> dict[str, Known]:
         if text["version"] != _VERSION:
             return {}
         numbers = file["numbers"].tolist()
-        boxes = np.split(file["boxes"], np.cumsum(file["num_boxes"])[:-1])
-        points = np.split(file["points"], np.cumsum(file["num_points"])[:-1])
+        boxes = _pieces(file["boxes"], file["num_boxes"])
+        points = _pieces(file["points"], file["num_points"])
         num_polygons = file["num_polygons"].tolist()
-    same_rules = text["rules"] == list(astuple(rules))
+    label_paths = text["label_paths"] if text["rules"] == list(astuple(rules)) else [""] * len(numbers)
     image_faults, label_faults, duplicates = text["image_faults"], text["label_faults"], text["duplicates"]
+    columns = (text["paths"], text["image_hashes"], label_paths, text["label_hashes"], numbers, boxes, num_polygons)
     known: dict[str, Known] = {}
-    next_polygon = 0
-    for i, path in enumerate(text["paths"]):
-        image_size, image_time, label_size, label_time, height, width = numbers[i]
-        polygons = None
-        if num_polygons[i] >= 0:
-            polygons = points[next_polygon : next_polygon + num_polygons[i]]
-            next_polygon += num_polygons[i]
+    taken = 0
+    for i, (path, image_hash, label, label_hash, row, box, count) in enumerate(zip(*columns, strict=True)):
         key = str(i)
         faults = [Fault(*fault) for fault in label_faults[key]] if key in label_faults else []
+        labels = Labels(box, points[taken : taken + count] if count >= 0 else None, faults, duplicates.get(key, 0))
+        taken += max(count, 0)
+        image_size, image_time, label_size, label_time, height, width = row
         known[path] = Known(
-            image_stamp=(image_size, image_time),
-            image_hash=text["image_hashes"][i],
-            shape=(height, width),
-            image_fault=image_faults.get(key, ""),
-            label_path=text["label_paths"][i] if same_rules else "",
-            label_stamp=(label_size, label_time),
-            label_hash=text["label_hashes"][i],
-            labels=Labels(boxes[i], polygons, faults, duplicates.get(key, 0)),
-        )
+            (image_size, image_time), image_hash, (height, width), image_faults.get(key, ""),
+            label, (label_size, label_time), label_hash, labels,
+        )  # fmt: skip
     return known
+
+
+def _pieces(rows: Floats, lengths: npt.NDArray[np.int64]) -> list[Floats]:
+    """Cut an array into pieces of the given lengths."""
+    ends = np.cumsum(lengths).tolist()
+    return [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]

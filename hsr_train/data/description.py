@@ -8,6 +8,7 @@ downloaded, whatever the file asks for. Every scalar is read as text (YAML's bas
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from hsr_train.errors import InputError, Problem
 
 SPLITS = ("train", "val", "test")
 _KEY = "data.path"
+_NOTHING: tuple[Any, ...] = (None, "", "~", "null", [], {})
+"""What an empty value looks like when every scalar is read as text."""
 
 
 @dataclass
@@ -39,13 +42,22 @@ class Description:
     entries: dict[str, list[Path]] = field(default_factory=dict)
     pose_columns: int = 0
 
+    @property
+    def list_files(self) -> list[Path]:
+        """The entries that are list files."""
+        return [entry for entries in self.entries.values() for entry in entries if entry.is_file()]
 
-def read_description(path: str | Path, decisions: Decisions) -> Description:
+
+def read_description(
+    path: str | Path, decisions: Decisions, *, need: Sequence[str], val_fraction: float | None = None
+) -> Description:
     """Read a data.yaml.
 
     Args:
         path: The file as the user typed it; relative to the current directory.
         decisions: Receives what had to be assumed (another root folder, generated class names).
+        need: Splits that must be given.
+        val_fraction: `data.val_fraction`: stands in for a missing val, and has no effect on one that is there.
 
     Raises:
         InputError: With every problem of the file.
@@ -53,29 +65,24 @@ def read_description(path: str | Path, decisions: Decisions) -> Description:
     yaml_path = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (keeps symbolic links)
     content = _parse(yaml_path, _read_text(yaml_path))
     problems: list[Problem] = []
-    shown = str(yaml_path)
-
-    if "validation" in content and not content.get("val"):
+    if content.get("validation") and not content.get("val"):
         content["val"] = content.pop("validation")
         decisions.record("data", "validation", "data.yaml says `validation:`; read as `val:`")
-    names = _names(content, shown, problems, decisions)
-    pose_columns = _pose_columns(content, shown, problems)
+    names = _names(content, yaml_path, problems, decisions)
+    pose_columns = _pose_columns(content, yaml_path, problems, decisions)
     if content.get("channels") and _whole(content["channels"]) != 3:
         problems.append(
-            Problem(f"{shown}: channels", str(content["channels"]), "only 3-channel (colour) training is supported",
-                    "remove the key: grey images are read as colour")
+            Problem(f"{yaml_path}: channels", str(content["channels"]), "must be 3: images are read in colour",
+                    "remove the line; grey images are read, too")
         )  # fmt: skip
-    texts = {split: _split_texts(content, split, shown, problems) for split in SPLITS}
+    texts = {split: _split_texts(content, split, yaml_path, problems) for split in SPLITS}
     texts = {split: entry for split, entry in texts.items() if entry}
-    if "train" not in texts and not problems:
-        keys = ", ".join(map(str, content)) or "nothing"
-        problems.append(
-            Problem(f"{shown}: train", f"missing (the file has {keys})", "a folder, a list file, or a list of these",
-                    "add for example `train: images/train`")
-        )  # fmt: skip
+    problems += _check_splits(
+        yaml_path, [split for split in SPLITS if content.get(split) not in _NOTHING], need, val_fraction
+    )
+    root = _root(content.get("path"), yaml_path, texts, problems, decisions)
     if problems:
         raise InputError(problems)
-    root = _root(content.get("path"), yaml_path, texts, decisions)
     entries = {split: [_resolve(root, text, decisions) for text in entry] for split, entry in texts.items()}
     return Description(yaml_path, root, names, entries, pose_columns)
 
@@ -148,16 +155,16 @@ def _whole(value: Any) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def _names(content: dict[str, Any], shown: str, problems: list[Problem], decisions: Decisions) -> list[str]:
+def _names(content: dict[str, Any], yaml_path: Path, problems: list[Problem], decisions: Decisions) -> list[str]:
     given, nc = content.get("names"), content.get("nc")
-    count = _whole(nc) if nc not in (None, "") else None
-    if nc not in (None, "") and (count is None or count < 1):
-        problems.append(Problem(f"{shown}: nc", str(nc), "the number of classes: a whole number from 1"))
+    count = _whole(nc) if nc not in _NOTHING else None
+    if nc not in _NOTHING and (count is None or count < 1):
+        problems.append(Problem(f"{yaml_path}: nc", str(nc), "the number of classes: a whole number from 1"))
         return []
-    if given in (None, "", [], {}):
+    if given in _NOTHING:
         if count is None:
             problems.append(
-                Problem(f"{shown}: names", "missing", "the class names, as a list or as `0: name` lines",
+                Problem(f"{yaml_path}: names", "missing", "the class names, as a list or as `0: name` lines",
                         "add for example `names: [cup, bottle]`")
             )  # fmt: skip
             return []
@@ -167,82 +174,114 @@ def _names(content: dict[str, Any], shown: str, problems: list[Problem], decisio
         ids = {_whole(key): key for key in given}
         if sorted(ids, key=lambda i: -1 if i is None else i) != list(range(len(given))):
             problems.append(
-                Problem(f"{shown}: names", ", ".join(map(str, given)), f"class ids are 0 to {len(given) - 1}, each once",
-                        "number the classes from 0 without a gap")
+                Problem(f"{yaml_path}: names", ", ".join(map(str, given)),
+                        f"class ids are 0 to {len(given) - 1}, each once", "number them from 0 without a gap")
             )  # fmt: skip
             return []
         names = [given[ids[i]] for i in range(len(given))]
     elif isinstance(given, list):
         names = given
     else:
-        problems.append(Problem(f"{shown}: names", str(given), "must be a list or `0: name` lines"))
+        problems.append(Problem(f"{yaml_path}: names", str(given), "must be a list or `0: name` lines"))
         return []
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
-            problems.append(Problem(f"{shown}: names", f"class {index} is {name!r}", "each name is plain text"))
+            problems.append(Problem(f"{yaml_path}: names", f"class {index} is {name!r}", "each name is plain text"))
     if count is not None and count != len(names):
         problems.append(
             Problem(
-                f"{shown}: nc", str(count), f"`names` has {len(names)} entries", "correct one of them, or leave nc out"
+                f"{yaml_path}: nc",
+                str(count),
+                f"`names` has {len(names)} entries",
+                "correct one of them, or leave nc out",
             )
         )
     if all(isinstance(name, str) for name in names):
         for name in sorted({n for n in names if names.count(n) > 1}):
-            problems.append(Problem(f"{shown}: names", name, "is the name of more than one class"))
+            problems.append(Problem(f"{yaml_path}: names", name, "is the name of more than one class"))
     return names
 
 
-def _pose_columns(content: dict[str, Any], shown: str, problems: list[Problem]) -> int:
+def _pose_columns(content: dict[str, Any], yaml_path: Path, problems: list[Problem], decisions: Decisions) -> int:
     shape = content.get("kpt_shape")
-    if shape in (None, ""):
+    if shape in _NOTHING:
         return 0
     numbers = [_whole(v) for v in shape] if isinstance(shape, list) else []
     if len(numbers) != 2 or numbers[0] is None or numbers[0] < 1 or numbers[1] not in (2, 3):
-        problems.append(Problem(f"{shown}: kpt_shape", str(shape), "[number of points, 2 or 3]"))
+        problems.append(Problem(f"{yaml_path}: kpt_shape", str(shape), "[number of points, 2 or 3]"))
         return 0
+    decisions.record("data", "boxes", "the set has keypoints (kpt_shape); only its boxes are used")
     return 5 + numbers[0] * numbers[1]
 
 
-def _split_texts(content: dict[str, Any], split: str, shown: str, problems: list[Problem]) -> list[str]:
+def _split_texts(content: dict[str, Any], split: str, yaml_path: Path, problems: list[Problem]) -> list[str]:
     given = content.get(split)
-    if given in (None, "", "~", "null", []):
+    if given in _NOTHING:
         return []
-    texts = given if isinstance(given, list) else [given]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    entries = given if isinstance(given, list) else [given]
+    texts = [entry for entry in entries if isinstance(entry, str) and entry.strip()]
+    if len(texts) < len(entries):
         problems.append(
-            Problem(f"{shown}: {split}", str(given), "a folder of images, a list file (.txt), or a list of these")
+            Problem(f"{yaml_path}: {split}", str(given), "a folder of images, a list file (.txt), or a list of these")
         )
         return []
     return texts
 
 
-def _root(given: Any, yaml_path: Path, texts: dict[str, list[str]], decisions: Decisions) -> Path:
+def _check_splits(
+    yaml_path: Path, given: Sequence[str], need: Sequence[str], val_fraction: float | None
+) -> list[Problem]:
+    problems = []
+    for split in need:
+        if split in given or (split == "val" and val_fraction is not None):
+            continue
+        remedy = f"add a line such as `{split}: images/{split}`"
+        if split == "val":
+            remedy = f"data.val_fraction=0.2 takes a share of train, or {remedy}"
+        problems.append(Problem(f"{yaml_path}: {split}", "", f"is missing: a {split} split is needed", remedy))
+    if val_fraction is not None and "val" in given:
+        problems.append(
+            Problem("data.val_fraction", str(val_fraction), f"has no effect: {yaml_path} has a `val:`",
+                    "leave it out, or remove `val:` from the file")
+        )  # fmt: skip
+    return problems
+
+
+def _root(
+    given: Any, yaml_path: Path, texts: dict[str, list[str]], problems: list[Problem], decisions: Decisions
+) -> Path:
     """Return the folder that split entries are relative to.
 
     `path` is relative to the YAML's folder. Sets that were moved often keep a stale `path`: where it does not exist
-    and the YAML's own folder holds the training split, that folder is taken and recorded.
+    and the YAML's own folder has the first split, that folder is taken and recorded.
     """
     beside = yaml_path.parent
-    if given in (None, "", "~", "null"):
+    if given in _NOTHING:
         return beside
     if not isinstance(given, str):
-        raise InputError(Problem(f"{yaml_path}: path", str(given), "must be one folder"))
+        problems.append(Problem(f"{yaml_path}: path", str(given), "must be one folder"))
+        return beside
     root = Path(os.path.normpath(beside / Path(given).expanduser()))
     if root.is_dir():
         return root
-    if all((beside / text).exists() or _without_parent(beside, text) for text in texts["train"]):
+    first = next(iter(texts.values()), [])
+    if first and all((beside / text).exists() or _without_parent(beside, text) for text in first):
         decisions.record(
-            "data", str(beside), f"data.yaml's `path: {given}` does not exist here; its own folder has the images"
+            "data", str(beside), f"`path: {given}` of the data.yaml does not exist; the images lie beside it"
         )
-        return beside
-    raise InputError(
-        Problem(f"{yaml_path}: path", given, f"no such folder (looked for {root})",
-                "correct it, or remove the line if the images lie beside the file")
-    )  # fmt: skip
+    else:
+        problems.append(
+            Problem(f"{yaml_path}: path", given, f"no such folder (looked for {root})",
+                    "correct it, or remove the line if the images lie beside the file")
+        )  # fmt: skip
+    return beside
 
 
 def _without_parent(root: Path, text: str) -> Path | None:
-    """Return `root/x` for an entry `../x` that does not exist: so a popular exporter writes what lies beside the YAML."""
+    """Return `root/x` for an entry `../x` that does not exist, else None.
+
+    A popular exporter writes the folders beside its YAML like that.
+    """
     stripped = root / text.removeprefix("../")
     return stripped if text.startswith("../") and not (root / text).exists() and stripped.exists() else None
 

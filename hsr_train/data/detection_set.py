@@ -96,10 +96,16 @@ class DetectionSet:
         """SHA-256 over the files of one split."""
         split = self.splits[name]
         rows = sorted(
-            (os.path.relpath(image, self.root).replace(os.sep, "/"), image_hash, label_hash)
+            (self._relative(image), image_hash, label_hash)
             for image, image_hash, label_hash in zip(split.images, split.hashes, split.label_hashes, strict=True)
         )
         return hashlib.sha256("\n".join("\0".join(row) for row in rows).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _relative(self, image: Path) -> str:
+        """Return the path from the root, with slashes; may begin with ../ where a list leads out of the root."""
+        path, prefix = str(image), f"{self.root}{os.sep}"
+        inside = path.startswith(prefix)
+        return (path[len(prefix) :] if inside else os.path.relpath(path, self.root)).replace(os.sep, "/")
 
     def summary(self) -> list[str]:
         """Return lines that describe the set to a person: images, boxes and backgrounds, then boxes per class."""
@@ -110,18 +116,19 @@ class DetectionSet:
             )
         if self.num_skipped:
             lines.append(f"  left out as broken (data.on_bad=skip): {self.num_skipped:,} images")
+        lines.append("")
         counts = self.counts
-        shown = range(len(self.names))
-        if len(self.names) > _MOST_CLASS_LINES:
-            total = [sum(counts[split][i] for split in counts) for i in shown]
-            shown = sorted(sorted(shown, key=lambda i: -total[i])[:_MOST_CLASS_LINES])  # type: ignore[assignment]
-        width = max((len(self.names[i]) for i in shown), default=0)
-        lines.append(f"  boxes per class: {'':{max(0, width - 10)}} {'  '.join(f'{split:>8}' for split in counts)}")
+        total = [sum(numbers) for numbers in zip(*counts.values(), strict=True)]
+        shown = list(range(len(self.names)))
+        if len(shown) > _MOST_CLASS_LINES:
+            most = sorted(shown, key=lambda i: -total[i])[:_MOST_CLASS_LINES]
+            shown = sorted(i for i in most if total[i])
+        width = max([16, *(len(self.names[i]) for i in shown)])
+        lines.append(f"  {'boxes per class':{width + 5}} {' '.join(f'{split:>9}' for split in counts)}")
         for i in shown:
-            cells = "  ".join(f"{counts[split][i]:8,}" for split in counts)
-            lines.append(f"    {i:4} {self.names[i]:{max(width, 8)}} {cells}")
-        if len(self.names) > _MOST_CLASS_LINES:
-            lines.append(f"    and {len(self.names) - _MOST_CLASS_LINES} more classes with fewer boxes")
+            lines.append(f"  {i:4} {self.names[i]:{width}} {' '.join(f'{counts[split][i]:9,}' for split in counts)}")
+        if hidden := len(self.names) - len(shown):
+            lines.append(f"  and {hidden} more classes, {sum(not n for n in total)} of them without a box")
         return lines
 
     def record(self) -> dict[str, Any]:

@@ -20,16 +20,16 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = frozenset(
-    f".{s}" for s in ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+    ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 )
 """Files with these endings, in any letter case, are images of a set: the list of ultralytics."""
 
 MIN_SIDE_PX = 10
 """Smaller images are refused, as `yolo` does."""
 
-_PILLOW_SUFFIXES = (".avif", ".heic", ".heif")
-_SEGMENT = re.compile(rb"\xff+([\x01-\xfe])", re.DOTALL)
-_MARKER_IN_SCAN = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])", re.DOTALL)
+_PILLOW_SUFFIXES = ("avif", "heic", "heif")
+_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])", re.DOTALL)
+"""A marker that opens a segment or ends the image; restart markers and escaped data bytes are passed over."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def examine_image(raw: bytes, suffix: str) -> tuple[tuple[int, int], str]:
 
     Args:
         raw: The file's content.
-        suffix: Its lower-case ending, with the dot.
+        suffix: The ending of its name, in lower case and without the dot.
 
     Returns:
         Height and width in pixels after EXIF rotation ((0, 0) if it does not decode), and what is wrong with it
@@ -69,7 +69,7 @@ def examine_image(raw: bytes, suffix: str) -> tuple[tuple[int, int], str]:
 def _decoded_shape(raw: bytes, suffix: str) -> tuple[int, int] | None:
     buffer = np.frombuffer(raw, np.uint8)
     try:
-        if suffix in (".tif", ".tiff"):
+        if suffix in ("tif", "tiff"):
             # Colour TIFFs are read page by page and unrotated by ultralytics, grey ones like every other image.
             ok, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
             if ok and pages[0].ndim == 3:
@@ -100,20 +100,8 @@ def _jpeg_is_complete(raw: bytes) -> bool:
     if raw.endswith(b"\xff\xd9"):
         return True
     position = 2
-    while position < len(raw):
-        found = _SEGMENT.match(raw, position)
-        if not found:
-            return False
-        marker = found[1][0]
-        position = found.end()
-        if marker == 0xD9:
+    while found := _MARKER.search(raw, position):
+        if found[1] == b"\xd9":
             return True
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            continue
-        position += int.from_bytes(raw[position : position + 2], "big")
-        if marker == 0xDA:
-            scan_end = _MARKER_IN_SCAN.search(raw, position)
-            if not scan_end:
-                return False
-            position = scan_end.start()
+        position = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], "big")
     return False

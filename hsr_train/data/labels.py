@@ -21,7 +21,8 @@ Floats = npt.NDArray[np.float32]
 TOLERANCE = 0.01
 """How far a coordinate may lie outside [0, 1]: one hundredth of the image's side."""
 
-_BOX_FORM = "a line is `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` for a polygon"
+_FORM = "a line is `class cx cy w h`, or `class x1 y1 x2 y2 x3 y3 ...` for a polygon"
+_INSIDE = "must lie inside the image: 0 to 1, in fractions of its width and height"
 
 
 @dataclass(frozen=True)
@@ -85,86 +86,82 @@ def parse_labels(raw: bytes, rules: LabelRules) -> Labels:
     try:
         lines = raw.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as err:
-        labels.faults.append(
-            Fault(raw[: err.start].count(b"\n") + 1, f"byte 0x{raw[err.start]:02x}", "must be UTF-8 text")
-        )
+        bad_line = raw[: err.start].count(b"\n") + 1
+        labels.faults.append(Fault(bad_line, f"byte 0x{raw[err.start]:02x}", "must be UTF-8 text"))
         return labels
-    rows: list[list[float]] = []
+    rows: dict[tuple[float, ...], tuple[float, ...]] = {}
     polygons: list[Floats] = []
-    seen: set[tuple[float, ...]] = set()
     for number, line in enumerate(lines, 1):
         tokens = line.split()
         if not tokens:
             continue
         if len(tokens) == rules.pose_columns:
             tokens = tokens[:5]
-        values, fault = _read_line(tokens, rules.num_classes)
-        if fault:
-            labels.faults.append(Fault(number, *fault))
-            continue
-        key = tuple(values)
-        if key in seen:
+        values = _numbers(tokens)
+        if not _is_good(values, rules.num_classes):
+            labels.faults.append(Fault(number, *_explain(tokens, values, rules.num_classes)))
+        elif values in rows:
             labels.num_duplicates += 1
-            continue
-        seen.add(key)
-        if len(values) == 5:
-            rows.append(values)
+        elif len(values) == 5:
+            rows[values] = values
         else:
             points = np.array(values[1:], np.float32).reshape(-1, 2)
-            polygons.append(points)
             low, high = points.min(0), points.max(0)
-            rows.append([values[0], *((low + high) / 2).tolist(), *(high - low).tolist()])
+            rows[values] = (values[0], *((low + high) / 2).tolist(), *(high - low).tolist())
+            polygons.append(points)
     if rows:
-        labels.boxes = np.array(rows, np.float32)
+        labels.boxes = np.array(list(rows.values()), np.float32)
     labels.polygons = polygons if len(polygons) == len(rows) else None
     return labels
 
 
-def _read_line(tokens: list[str], num_classes: int) -> tuple[list[float], tuple[str, str] | None]:
-    """Return the numbers of one line, and the offending text with what is allowed if it cannot be used."""
+def _numbers(tokens: list[str]) -> tuple[float, ...]:
+    """Return the numbers of a line; empty if one of them is none."""
     try:
-        values = [float(token) for token in tokens]
+        return tuple(map(float, tokens))
     except ValueError:
-        word = next(token for token in tokens if not _is_number(token))
-        return [], (word, f"is not a number: {_BOX_FORM}")
-    count = len(values)
-    if count < 5 or count == 6 or count % 2 == 0:
-        return [], (f"{count} number{'s' if count > 1 else ''}", _BOX_FORM)
-    if not all(map(math.isfinite, values)):
-        return [], (
-            next(t for t, v in zip(tokens, values, strict=True) if not math.isfinite(v)),
-            "must be a finite number",
-        )
-    if values[0] != int(values[0]) or not 0 <= values[0] < num_classes:
-        return [], (f"class {tokens[0]}", f"class ids are whole numbers from 0 to {num_classes - 1}")
-    if count == 5:
+        return ()
+
+
+def _is_good(values: tuple[float, ...], num_classes: int) -> bool:
+    """Say whether a line can be used. NaN fails every comparison, and so does infinity somewhere."""
+    if len(values) == 5:
         _, x, y, width, height = values
-        if width <= 0 or height <= 0:
-            return [], (f"width {tokens[3]}, height {tokens[4]}", "width and height must be above 0")
-        low = min(x - width / 2, y - height / 2, x, y)
-        high = max(x + width / 2, y + height / 2, width, height, x, y)
-    else:
+        left, right, top, bottom = x - width / 2, x + width / 2, y - height / 2, y + height / 2
+    elif len(values) > 6 and len(values) % 2:
         xs, ys = values[1::2], values[2::2]
-        low, high = min(*xs, *ys), max(*xs, *ys)
-        if max(xs) <= min(xs) or max(ys) <= min(ys):
-            return [], ("a polygon without area", "its points must span a width and a height above 0")
-    if low < -TOLERANCE or high > 1 + TOLERANCE:
-        return [], (_outside(values, tokens), "must lie inside the image: 0 to 1, in fractions of its width and height")
-    return values, None
+        if not all(map(math.isfinite, values)):
+            return False  # min and max pass over a NaN.
+        left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    else:
+        return False
+    return (
+        -TOLERANCE <= left < right <= 1 + TOLERANCE
+        and -TOLERANCE <= top < bottom <= 1 + TOLERANCE
+        and 0 <= values[0] < num_classes
+        and values[0] == int(values[0])
+    )
 
 
-def _outside(values: list[float], tokens: list[str]) -> str:
-    """Name what lies outside the image."""
+def _explain(tokens: list[str], values: tuple[float, ...], num_classes: int) -> tuple[str, str]:
+    """Return the offending text of a line that is not good, and what is allowed."""
+    count = len(tokens)
+    if not values:
+        return next(token for token in tokens if not _numbers([token])), f"is not a number: {_FORM}"
+    if count < 5 or count == 6 or count % 2 == 0:
+        return f"{count} number{'s' if count > 1 else ''}", _FORM
+    for token, value in zip(tokens, values, strict=True):
+        if not math.isfinite(value):
+            return token, "must be a finite number"
+    if not (0 <= values[0] < num_classes and values[0] == int(values[0])):
+        return f"class {tokens[0]}", f"class ids are whole numbers from 0 to {num_classes - 1}"
+    if count == 5 and min(values[3:]) <= 0:
+        return f"width {tokens[3]}, height {tokens[4]}", "width and height must be above 0"
     for token, value in zip(tokens[1:], values[1:], strict=True):
         if not -TOLERANCE <= value <= 1 + TOLERANCE:
-            return f"coordinate {token}"
+            return f"coordinate {token}", _INSIDE
+    if count > 5:
+        return "a polygon without area", "its points must span a width and a height above 0"
     _, x, y, width, height = values
-    return f"box from ({x - width / 2:.3f}, {y - height / 2:.3f}) to ({x + width / 2:.3f}, {y + height / 2:.3f})"
-
-
-def _is_number(token: str) -> bool:
-    try:
-        float(token)
-    except ValueError:
-        return False
-    return True
+    corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return "box from ({:.3f}, {:.3f}) to ({:.3f}, {:.3f})".format(*corners), _INSIDE

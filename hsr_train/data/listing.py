@@ -6,7 +6,7 @@ does, a folder is searched with its subfolders, hidden files are left out, and t
 """
 
 # Paths are plain strings here: pathlib takes several times as long, which counts at 100,000 files.
-# ruff: noqa: PTH
+# ruff: noqa: PTH112, PTH113, PTH114, PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Listing:
 
     Attributes:
         images: Absolute paths, sorted; a path that a list file repeats is repeated.
-        folders: The folders that the split names, and those that its list files lead to.
+        folders: The folders that the split names.
         missing: Entries that do not exist or cannot be read; nothing can go on without them.
         bad_lines: Lines of list files that lead to no image.
     """
@@ -54,7 +54,7 @@ def list_split(split: str, entries: Iterable[Path], root: Path) -> Listing:
         if entry.is_dir():
             folder = _with_labels(str(entry))
             listing.folders.add(folder)
-            listing.images += _walk(folder)
+            listing.images += _walk(split, folder, listing.missing)
         elif not entry.exists():
             listing.missing.append(
                 Problem(f"data.path ({split})", str(entry), "no such folder or list file",
@@ -76,29 +76,31 @@ def label_path(image: str) -> str:
     return f"{head}{_LABELS if images else ''}{tail}".rpartition(".")[0] + ".txt"
 
 
-def orphan_labels(folders: Iterable[str], images: Iterable[str], lists: Iterable[str], rules: LabelRules) -> list[str]:
+def orphan_labels(listings: Iterable[Listing], lists: Iterable[Path], rules: LabelRules) -> list[str]:
     """Return the label files that no image of their folder belongs to, sorted.
 
     Args:
-        folders: Image folders of the set; their label folders are searched with subfolders.
-        images: All images of the set; their folders are searched, too.
+        listings: The set's splits; the label folders of their folders and images are searched.
         lists: List files, which are no labels.
         rules: How to tell labels from other text files where both lie beside the images.
     """
-    image_folder = {_label_folder(folder): folder for folder in {*folders, *(os.path.dirname(i) for i in images)}}
-    for folder in list(folders):
-        top = _label_folder(folder)
-        for sub, _, _ in os.walk(top):
-            image_folder.setdefault(sub, folder + sub[len(top) :])
-    known_lists = set(lists)
+    image_folders: dict[str, str] = {}
+    for listing in listings:
+        for folder in {image.rpartition(os.sep)[0] for image in listing.images}:
+            image_folders[_label_folder(folder)] = folder
+        for folder in listing.folders:
+            top = _label_folder(folder)
+            for sub, _, _ in os.walk(top):
+                image_folders.setdefault(sub, folder + sub[len(top) :])
+    known_lists = set(map(str, lists))
     orphans = []
-    for labels, folder in image_folder.items():
+    for labels, folder in image_folders.items():
         stems = {name.rpartition(".")[0] for name in _names(folder) if _is_image(name)}
         for name in _names(labels):
-            path = os.path.join(labels, name)
-            if not name.endswith(".txt") or name == _CLASS_LIST or name[:-4] in stems or path in known_lists:
+            if name[:-4] in stems or not name.endswith(".txt") or name == _CLASS_LIST:
                 continue
-            if labels != folder or _holds_labels(path, rules):
+            path = os.path.join(labels, name)
+            if path not in known_lists and (labels != folder or _holds_labels(path, rules)):
                 orphans.append(path)
     return sorted(orphans)
 
@@ -123,7 +125,7 @@ def _holds_labels(path: str, rules: LabelRules) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
 def _with_labels(folder: str) -> str:
@@ -134,21 +136,23 @@ def _with_labels(folder: str) -> str:
     return real
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Yield the images of a folder and its subfolders; links are followed, each real folder once."""
-    seen = {os.path.realpath(folder)}
-    for parent, subs, names in os.walk(folder, followlinks=True):
-        kept = []
-        for sub in sorted(subs):
-            path = os.path.join(parent, sub)
-            if sub.startswith(".") or (os.path.islink(path) and os.path.realpath(path) in seen):
-                continue
-            seen.add(os.path.realpath(path) if os.path.islink(path) else path)
-            kept.append(sub)
-        subs[:] = kept
+def _walk(split: str, folder: str, missing: list[Problem]) -> Iterator[str]:
+    """Yield the images of a folder and its subfolders; links are followed, but never back into a folder above."""
+
+    def unreadable(err: OSError) -> None:
+        missing.append(Problem(f"data.path ({split})", str(err.filename), f"cannot be listed: {err.strerror}"))
+
+    for parent, subs, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        above = os.path.realpath(parent)
+        subs[:] = [sub for sub in subs if not sub.startswith(".") and not _leads_up(os.path.join(parent, sub), above)]
         for name in names:
             if not name.startswith(".") and _is_image(name):
                 yield os.path.join(parent, name)
+
+
+def _leads_up(path: str, parent: str) -> bool:
+    """Say whether a link leads to a folder that holds it, which would go round for ever."""
+    return os.path.islink(path) and f"{parent}{os.sep}".startswith(os.path.join(os.path.realpath(path), ""))
 
 
 def _read_list(split: str, path: Path, root: Path, listing: Listing) -> None:

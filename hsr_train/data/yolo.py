@@ -21,7 +21,7 @@ from hsr_train.data.detection_set import DetectionSet, DetectionSplit
 from hsr_train.data.files import examine_files
 from hsr_train.data.judge import file_problems, leak_problems, set_problems, set_warnings
 from hsr_train.data.labels import LabelRules
-from hsr_train.data.listing import Listing, label_path, list_split
+from hsr_train.data.listing import Listing, label_path, list_split, orphan_labels
 from hsr_train.data.report import Names, input_error
 from hsr_train.data.split import choose_validation
 from hsr_train.decisions import Decisions
@@ -51,91 +51,73 @@ def load_detection_set(
     Raises:
         InputError: With every problem found (the first 50 in the message, all of them in a file that it names).
     """
-    description = read_description(config.path, decisions)
-    _check_splits(description, config, need)
-    splits = _splits_to_load(description, config, need)
+    description = read_description(config.path, decisions, need=need, val_fraction=config.val_fraction)
     warnings: list[str] = []
-    listings = _list_files(description, splits, need, warnings)
+    listings = _list_files(description, config, need, warnings)
     root = cache_root(config)
+    index = index_path(root, description.yaml_path)
     rules = LabelRules(len(description.names), description.pose_columns)
-    known = _examine(root, description, listings, rules, prune="train" in need, rehash=rehash, progress=progress)
+    known = _examine(index, listings, rules, prune="train" in need, rehash=rehash, progress=progress)
 
     names = Names(description.root)
-    problems, broken = file_problems(listings, known, names)
     images = {split: listing.images for split, listing in listings.items()}
+    problems, broken = file_problems(listings, known, names)
+    num_broken = len(broken) + sum(len(listing.bad_lines) for listing in listings.values())
+    remedies: list[Problem] = []
     skipped: list[Problem] = []
-    num_skipped = 0
-    if problems and config.on_bad == "skip":
-        skipped, problems = problems, []
-        num_skipped = len(broken) + sum(len(listing.bad_lines) for listing in listings.values())
+    if num_broken and config.on_bad == "skip":
+        problems, skipped = skipped, problems
         images = {split: [i for i in paths if i not in broken] for split, paths in images.items()}
-        log.warning("data.on_bad=skip: %d broken images are left out; the run's manifest lists them", num_skipped)
-        decisions.record("data.on_bad", "skip", f"{num_skipped} broken images are left out")
-    if config.val_fraction is not None:
-        images = _split_off_validation(images, known, config.val_fraction, config.seed, decisions)
-    remedies = []
-    if problems:
-        count = len(broken) + sum(len(listing.bad_lines) for listing in listings.values())
+        log.warning("%d broken images are left out (data.on_bad=skip); the run's manifest lists them", num_broken)
+        decisions.record("data.on_bad", "skip", f"{num_broken} broken images are left out")
+    elif num_broken:
         remedies.append(
-            Problem("data.on_bad", "error", f"{count:,} broken images or labels stop the run",
+            Problem("data.on_bad", "error", f"{num_broken:,} broken images (or their labels) stop the run",
                     "repair them, or train without them: data.on_bad=skip")
         )  # fmt: skip
-    leaks, leak_remedy = leak_problems(images, known, names, need)
-    if leaks and config.on_leak == "error":
+    if config.val_fraction is not None:
+        images = _split_off_validation(images, known, config.val_fraction, config.seed, decisions)
+    leaks, leak_remedy = leak_problems(images, known, names)
+    if leak_remedy and config.on_leak == "error":
         problems += leaks
         remedies.append(leak_remedy)
-    elif leaks:
-        warnings.append(f"data.on_leak=warn: {leak_remedy.allowed}; validation is too optimistic")
-    whole, whole_remedies = set_problems(images, known, names, need)
-    problems += whole
-    remedies += whole_remedies
+    elif leak_remedy:
+        warnings.append(f"{leak_remedy.allowed}; validation will look better than it is (data.on_leak=warn)")
+    problems += set_problems(images, known, names, need)
     if problems:
-        report = root / "data" / f"{index_path(root, description.yaml_path).stem}-problems.txt"
-        raise input_error(description.yaml_path, problems, remedies, report)
+        raise input_error(description.yaml_path, problems, remedies, index.with_name(f"{index.stem}-problems.txt"))
 
-    loaded = [split for split in SPLITS if split in images and (split in need or "train" in need)]
-    warnings += set_warnings(description, listings, {split: images[split] for split in loaded}, known, rules, names)
-    for warning in warnings:
+    images = {split: images[split] for split in SPLITS if images.get(split) and (split in need or "train" in need)}
+    checked = _assemble(description, images, known)
+    checked.skipped, checked.num_skipped = skipped, num_broken
+    orphans = orphan_labels(listings.values(), description.list_files, rules)
+    checked.warnings = warnings + set_warnings(checked, images, known, orphans, names)
+    for warning in checked.warnings:
         log.warning("%s", warning)
-    return _assemble(description, {split: images[split] for split in loaded}, known, skipped, num_skipped, warnings)
-
-
-def _check_splits(description: Description, config: DataConfig, need: Sequence[str]) -> None:
-    """Raise if a needed split is not in data.yaml, or `data.val_fraction` has no effect."""
-    problems = []
-    for split in need:
-        if split in description.entries or (split == "val" and config.val_fraction is not None):
-            continue
-        remedy = "data.val_fraction=0.2" if split == "val" else f"add `{split}:` to the data.yaml"
-        problems.append(Problem(f"{description.yaml_path}: {split}", "missing", f"a {split} split is needed", remedy))
-    if config.val_fraction is not None and "val" in description.entries:
-        problems.append(
-            Problem("data.val_fraction", str(config.val_fraction), "has no effect: the set has a validation split",
-                    "leave it out, or remove `val:` from the data.yaml")
-        )  # fmt: skip
-    if problems:
-        raise InputError(problems)
-
-
-def _splits_to_load(description: Description, config: DataConfig, need: Sequence[str]) -> list[str]:
-    wanted = set(SPLITS) if "train" in need else set(need)
-    if "val" in wanted and config.val_fraction is not None:
-        wanted.add("train")
-    return [split for split in SPLITS if split in wanted and split in description.entries]
+    return checked
 
 
 def _list_files(
-    description: Description, splits: Sequence[str], need: Sequence[str], warnings: list[str]
+    description: Description, config: DataConfig, need: Sequence[str], warnings: list[str]
 ) -> dict[str, Listing]:
-    """Find the files of the splits; an optional split without images is left out with a warning."""
+    """Find the files of the splits to load; an optional split without images is left out with a warning.
+
+    Raises:
+        InputError: A needed split does not exist or has no image.
+    """
+    wanted = {*SPLITS} if "train" in need else {*need}
+    if config.val_fraction is not None and "val" in wanted:
+        wanted.add("train")
     listings: dict[str, Listing] = {}
     problems: list[Problem] = []
-    for split in splits:
-        listing = list_split(split, description.entries[split], description.root)
-        if not listing.images and not listing.bad_lines and not listing.missing:
-            where = ", ".join(map(str, description.entries[split]))
+    for split, entries in description.entries.items():
+        if split not in wanted:
+            continue
+        listing = list_split(split, entries, description.root)
+        if not (listing.images or listing.bad_lines or listing.missing):
+            where = ", ".join(map(str, entries))
             listing.missing.append(
-                Problem(f"data.path ({split})", where, "has no image", f"put images there or correct `{split}:`")
+                Problem(f"data.path ({split})", where, "has no image", f"put images there, or correct `{split}:`")
             )
         if not listing.missing:
             listings[split] = listing
@@ -143,26 +125,18 @@ def _list_files(
             problems += listing.missing
         else:
             what = "; ".join(f"{p.value}: {p.allowed}" for p in listing.missing)
-            warnings.append(f"The {split} split is not used: {what}")
+            warnings.append(f"The set's {split} split is not used: {what}")
     if problems:
         raise InputError(problems)
     return listings
 
 
 def _examine(
-    root: Path,
-    description: Description,
-    listings: dict[str, Listing],
-    rules: LabelRules,
-    *,
-    prune: bool,
-    rehash: bool,
-    progress: bool,
+    index: Path, listings: dict[str, Listing], rules: LabelRules, *, prune: bool, rehash: bool, progress: bool
 ) -> dict[str, Known]:
     """Read the files or trust the index, and bring the index up to date, also if this is interrupted."""
     started = time.monotonic()
     pairs = {image: label_path(image) for listing in listings.values() for image in listing.images}
-    index = index_path(root, description.yaml_path)
     before = load_index(index, rules)
     known = dict(before)
     try:
@@ -185,30 +159,19 @@ def _split_off_validation(
 ) -> dict[str, list[str]]:
     train = images["train"]
     chosen = choose_validation([known[image].image_hash for image in train], fraction, seed)
-    parts = {True: [], False: []}  # type: dict[bool, list[str]]
-    for image, is_val in zip(train, chosen, strict=True):
-        parts[is_val].append(image)
+    val = [image for image, is_val in zip(train, chosen, strict=True) if is_val]
+    rest = [image for image, is_val in zip(train, chosen, strict=True) if not is_val]
     decisions.record(
-        "data.val_fraction",
-        fraction,
-        f"{len(parts[True])} of {len(train)} training images validate, chosen by content and seed {seed}",
+        "data.val_fraction", fraction, f"{len(val)} of {len(train)} images validate, chosen by content and seed {seed}"
     )
-    return {**images, "train": parts[False], "val": parts[True]}
+    return {**images, "train": rest, "val": val}
 
 
-def _assemble(
-    description: Description,
-    images: dict[str, list[str]],
-    known: dict[str, Known],
-    skipped: list[Problem],
-    num_skipped: int,
-    warnings: list[str],
-) -> DetectionSet:
+def _assemble(description: Description, images: dict[str, list[str]], known: dict[str, Known]) -> DetectionSet:
     entries = {split: [known[image] for image in paths] for split, paths in images.items()}
     all_polygons = all(entry.labels.polygons is not None for rows in entries.values() for entry in rows)
-    splits = {}
-    for split, rows in entries.items():
-        splits[split] = DetectionSplit(
+    splits = {
+        split: DetectionSplit(
             name=split,
             images=[Path(image) for image in images[split]],
             shapes=np.array([row.shape for row in rows], np.int64).reshape(-1, 2),
@@ -217,6 +180,6 @@ def _assemble(
             hashes=[row.image_hash for row in rows],
             label_hashes=[row.label_hash for row in rows],
         )
-    return DetectionSet(
-        description.yaml_path, description.root, description.names, splits, skipped, num_skipped, warnings
-    )
+        for split, rows in entries.items()
+    }
+    return DetectionSet(description.yaml_path, description.root, description.names, splits)
