@@ -77,7 +77,6 @@ def test_nc_without_names_generates_them_and_says_so(tmp_path):
         (valid("names: {x: a}"), ["names: x"]),
         (valid("names: [a, [b]]"), ["class 1"]),
         (valid("names: [a, '']"), ["class 1"]),
-        (valid("names: [cup, cup]"), ["cup", "more than one class"]),
         (valid("names: cup"), ["must be a list"]),
         (valid(""), ["names: missing"]),
         (valid("names: []"), ["names: missing"]),
@@ -104,9 +103,14 @@ def test_mistake_is_refused_with_what_is_wrong(tmp_path, text, expected):
         assert part in message
 
 
+def test_repeated_class_name_is_a_warning(tmp_path, caplog):
+    assert read(write(tmp_path, valid("names: [cup, cup]"))).names == ["cup", "cup"]
+    assert "the same name: cup" in caplog.text
+
+
 def test_all_mistakes_come_in_one_message(tmp_path):
-    message = refusal(write(tmp_path, "names: [a, b]\nnc: 3\nchannels: 1\npath: nowhere\n"))
-    for part in ("nc: 3", "channels: 1", "no such folder", "train: is missing", "val: is missing"):
+    message = refusal(write(tmp_path, "names: {0: a, 2: b}\nnc: 3\nchannels: 1\npath: nowhere\n"))
+    for part in ("nc: 3", "names: 0, 2", "channels: 1", "no such folder", "train: is missing", "val: is missing"):
         assert part in message
 
 

@@ -243,6 +243,7 @@ def test_missing_split_folder_is_refused(tmp_path, refusal):
     message = refusal(yaml_path)
     assert f"{tmp_path}/set/images/valid: no such folder" in message
     assert f"{tmp_path}/set/images/trian: no such folder" in message
+    assert f"{tmp_path}/set holds data.yaml, images, labels" in message
 
 
 def test_empty_split_is_refused(tmp_path, refusal):

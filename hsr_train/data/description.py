@@ -7,7 +7,9 @@ downloaded, whatever the file asks for. Every scalar is read as text (YAML's bas
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ import yaml
 
 from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 _KEY = "data.path"
@@ -156,11 +160,12 @@ def _whole(value: Any) -> int | None:
 
 
 def _names(content: dict[str, Any], yaml_path: Path, problems: list[Problem], decisions: Decisions) -> list[str]:
+    """Return the class names by id; with problems, what could be read of them."""
     given, nc = content.get("names"), content.get("nc")
-    count = _whole(nc) if nc not in _NOTHING else None
+    count = None if nc in _NOTHING else _whole(nc)
     if nc not in _NOTHING and (count is None or count < 1):
         problems.append(Problem(f"{yaml_path}: nc", str(nc), "the number of classes: a whole number from 1"))
-        return []
+        count = None
     if given in _NOTHING:
         if count is None:
             problems.append(
@@ -170,35 +175,27 @@ def _names(content: dict[str, Any], yaml_path: Path, problems: list[Problem], de
             return []
         decisions.record("data", f"class_0 to class_{count - 1}", "data.yaml gives nc and no names")
         return [f"class_{i}" for i in range(count)]
-    if isinstance(given, dict):
-        ids = {_whole(key): key for key in given}
-        if sorted(ids, key=lambda i: -1 if i is None else i) != list(range(len(given))):
-            problems.append(
-                Problem(f"{yaml_path}: names", ", ".join(map(str, given)),
-                        f"class ids are 0 to {len(given) - 1}, each once", "number them from 0 without a gap")
-            )  # fmt: skip
-            return []
-        names = [given[ids[i]] for i in range(len(given))]
-    elif isinstance(given, list):
-        names = given
-    else:
+    if not isinstance(given, (list, dict)):
         problems.append(Problem(f"{yaml_path}: names", str(given), "must be a list or `0: name` lines"))
         return []
+    if count is not None and count != len(given):
+        problems.append(
+            Problem(f"{yaml_path}: nc", str(count), f"`names` has {len(given)} entries",
+                    "correct one of them, or leave nc out")
+        )  # fmt: skip
+    by_id = {_whole(key): name for key, name in given.items()} if isinstance(given, dict) else dict(enumerate(given))
+    if set(by_id) != set(range(len(given))):
+        problems.append(
+            Problem(f"{yaml_path}: names", ", ".join(map(str, given)),
+                    f"class ids are 0 to {len(given) - 1}, each once", "number them from 0 without a gap")
+        )  # fmt: skip
+        return []
+    names = [by_id[i] for i in range(len(given))]
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             problems.append(Problem(f"{yaml_path}: names", f"class {index} is {name!r}", "each name is plain text"))
-    if count is not None and count != len(names):
-        problems.append(
-            Problem(
-                f"{yaml_path}: nc",
-                str(count),
-                f"`names` has {len(names)} entries",
-                "correct one of them, or leave nc out",
-            )
-        )
-    if all(isinstance(name, str) for name in names):
-        for name in sorted({n for n in names if names.count(n) > 1}):
-            problems.append(Problem(f"{yaml_path}: names", name, "is the name of more than one class"))
+    if repeated := [name for name, times in Counter(map(str, names)).items() if times > 1]:
+        log.warning("%s gives several classes the same name: %s", yaml_path, ", ".join(repeated))
     return names
 
 

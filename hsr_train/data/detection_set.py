@@ -116,7 +116,6 @@ class DetectionSet:
             )
         if self.num_skipped:
             lines.append(f"  left out as broken (data.on_bad=skip): {self.num_skipped:,} images")
-        lines.append("")
         counts = self.counts
         total = [sum(numbers) for numbers in zip(*counts.values(), strict=True)]
         shown = list(range(len(self.names)))

@@ -20,6 +20,7 @@ from hsr_train.data.labels import LabelRules, parse_labels
 from hsr_train.errors import Problem
 
 _IMAGES, _LABELS = f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}"
+_MOST_NAMES = 10
 _CLASS_LIST = "classes.txt"
 """Labelling tools leave this list of class names among the labels."""
 
@@ -58,7 +59,7 @@ def list_split(split: str, entries: Iterable[Path], root: Path) -> Listing:
         elif not entry.exists():
             listing.missing.append(
                 Problem(f"data.path ({split})", str(entry), "no such folder or list file",
-                        f"correct `{split}:` or `path:` in the data.yaml")
+                        f"correct `{split}:` or `path:` in the data.yaml; {_holds(root)}")
             )  # fmt: skip
         elif _is_image(entry.name):
             listing.missing.append(
@@ -107,6 +108,12 @@ def orphan_labels(listings: Iterable[Listing], lists: Iterable[Path], rules: Lab
 
 def _label_folder(folder: str) -> str:
     return os.path.dirname(label_path(os.path.join(folder, "x.jpg")))
+
+
+def _holds(root: Path) -> str:
+    """Tell what lies where an entry was looked for."""
+    names = sorted(_names(str(root)))
+    return f"{root} holds {', '.join(names[:_MOST_NAMES])}" + (" ..." if len(names) > _MOST_NAMES else "")
 
 
 def _names(folder: str) -> list[str]:
