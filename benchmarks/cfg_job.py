@@ -61,7 +61,7 @@ def main() -> int:
     ratio = statistics.median(pair[1][0] / pair[0][0] for pair in pairs)
     print(f"bare Hydra  {bare_s:.3f} s  {bare_mb:.0f} MB")
     print(f"hsr_train   {ours_s:.3f} s  {ours_mb:.0f} MB")
-    print(f"ratio {ratio:.2f} (median of {rounds} pairs; goal: at most {MAX_RATIO}), memory goal: under {MAX_MB:.0f} MB")
+    print(f"ratio {ratio:.2f}, median of {rounds} pairs (goals: at most {MAX_RATIO}; under {MAX_MB:.0f} MB)")
     return int(ratio > MAX_RATIO or ours_mb >= MAX_MB)
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_machines import gpu, machine
 
 import hsr_train
@@ -268,7 +269,8 @@ def test_origin_holds_what_was_typed_and_what_was_composed(tmp_path: Path) -> No
     assert e.origin.typed == ["data.path", "optimizer", "train.cache"]
     assert "cache: true" in e.origin.config_yaml
     assert "path: my sets/a,b.yaml" in e.origin.config_yaml
-    assert "choices:" in e.origin.hydra_yaml
+    assert yaml.safe_load(e.origin.hydra_yaml)["hydra"]["runtime"]["choices"]["optimizer"] == "sgd"
+    assert yaml.safe_load(e.origin.config_yaml)["optimizer"]["name"] == "SGD"
     assert e.origin.resume_from is None
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,14 @@ def save(folder: Path, experiment: DetectExperiment, state: str = "interrupted")
     return folder
 
 
+@cache
+def demo() -> DetectExperiment:
+    return compose(["preset=demo", "train.close_mosaic=14", "optimizer=sgd", "data.path=my set/ü.yaml"])
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    experiment = compose(["preset=demo", "train.close_mosaic=14", "optimizer=sgd", "data.path=my set/ü.yaml"])
-    return save(tmp_path / "outputs" / "detect" / "demo_20261120_143000", experiment)
+    return save(tmp_path / "outputs" / "detect" / "demo_20261120_143000", demo())
 
 
 def problems(*overrides: str) -> dict[str, Problem]:

@@ -132,16 +132,23 @@ def _once(typed: Typed, config_name: str) -> DetectExperiment:
     problems += [p for p in found if p.key not in bad]
     if problems:
         raise InputError(problems)
-    hydra_node = OmegaConf.masked_copy(composition.config, ["hydra"])
     experiment.origin = Origin(
         overrides=typed.lines,
         typed=sorted(typed.keys),
         config_yaml=OmegaConf.to_yaml(OmegaConf.masked_copy(composition.config, list(composition.plain))),
-        hydra_yaml=OmegaConf.to_yaml(hydra_node),
+        hydra_yaml=_hydra_yaml(composition.config),
         decisions=composition.decisions + decided,
         tier_batch=_tier_file(composition.plain["gpu_tier"]).get("batch", Origin.tier_batch),
     )
     return cast(DetectExperiment, experiment)
+
+
+def _hydra_yaml(config: DictConfig) -> str:
+    """Return Hydra's own section as it would record it: without the texts of its help."""
+    section = OmegaConf.to_container(config.hydra, resolve=False, enum_to_str=True)
+    assert isinstance(section, dict)
+    kept = {key: value for key, value in section.items() if key not in ("help", "hydra_help")}
+    return OmegaConf.to_yaml(OmegaConf.create({"hydra": kept}))
 
 
 def _resolve(typed: Typed, config_name: str, problems: list[Problem]) -> _Composition:

@@ -38,7 +38,7 @@ def resumed(typed: Typed) -> DetectExperiment:
     Raises:
         InputError: No such run, a record that the schema refuses, or an override that would change the experiment.
     """
-    from hsr_train.run.directory import find_run
+    from hsr_train.run.directory import find_run  # Here: composing needs the run room for nothing else.
 
     reference = str(typed.value("resume"))
     output_dir = str(typed.value("output_dir", Experiment.output_dir))
