@@ -6,6 +6,8 @@ What it does by default, and what is done here (ultralytics 8.4):
 - installs packages at run time: forbidden;
 - downloads fonts, and weights to test mixed precision with: fonts come from matplotlib, the test is our own
   (`precision.py`); the one download that a user may allow is ours too (`weights.py`);
+- changes the names of weights files (drops apostrophes) and downloads those that it then misses: files are taken as
+  they are named, and it downloads nothing;
 - unpickles whatever a checkpoint names: restricted to its own allow-list of model classes;
 - logs to standard output in its own format: forwarded to our logger, its information as debug.
 """
@@ -21,6 +23,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +51,18 @@ def bring_up() -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
 
     import ultralytics.utils as utils
-    from ultralytics.utils import callbacks
+    from ultralytics.utils import callbacks, downloads
 
     _provide_fonts(Path(utils.USER_CONFIG_DIR))
     callbacks.add_integration_callbacks = lambda instance: None
+    downloads.attempt_download_asset = lambda file, *args, **kwargs: str(file)
+    downloads.safe_download = _refuse_download
     _forward_log(utils.LOGGER)
     _ready = True
+
+
+def _refuse_download(url: str, *args: Any, **kwargs: Any) -> None:
+    raise ConnectionError(f"ultralytics asked for {url}; hsr_train lets it download nothing")
 
 
 def _provide_fonts(folder: Path) -> None:

@@ -22,7 +22,7 @@ from hsr_train.engines.detection import options
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.precision import mixed_precision_works
-from hsr_train.engines.detection.weights import Weights, load_model
+from hsr_train.engines.detection.weights import Weights, architecture_yaml, load_model
 from hsr_train.run.directory import RunDirectory
 
 bring_up()
@@ -128,7 +128,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build the network for the set's classes and load what the weights have in common with it."""
         weights = self._inputs.weights
         loaded = load_model(weights.file) if weights.file else None
-        cfg = loaded.yaml if loaded is not None else f"{weights.architecture}.yaml"
+        cfg = loaded.yaml if loaded is not None else architecture_yaml(weights.architecture)
         self.model = self.get_model(cfg=cfg, weights=loaded, verbose=False)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> RunDataset:

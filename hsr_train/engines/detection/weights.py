@@ -7,13 +7,16 @@ whatever else a file names is refused, with its name in the message.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
-import pickle
-import urllib.error
+import re
 import urllib.request
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hsr_train.config.schema import ModelConfig
 from hsr_train.decisions import Decisions
@@ -22,7 +25,8 @@ from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import atomic_path
 
 bring_up()
-from ultralytics.nn.tasks import DetectionModel, torch_safe_load, yaml_model_load  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel, guess_model_scale, parse_model, torch_safe_load  # noqa: E402
+from ultralytics.utils import ROOT, YAML  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +121,11 @@ def _download(name: str, cache_dir: Path, timeout_s: float = 10.0) -> Path | Non
         ):
             while block := response.read(1 << 20):
                 file.write(block)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        log.info("No download: %s", getattr(error, "reason", error))
+            promised = response.headers["Content-Length"]
+            if promised is not None and file.tell() != int(promised):  # urllib does not notice a cut connection
+                raise ConnectionError(f"cut off after {file.tell()} of {promised} bytes")
+    except (OSError, http.client.HTTPException) as error:
+        log.info("No download: %s", getattr(error, "reason", error) or type(error).__name__)
         return None
     log.info("Stored %s", target)
     return target
@@ -134,16 +141,18 @@ def load_model(file: Path) -> Any:
         what = "is a folder, not a file" if file.is_dir() else "does not exist"
         raise InputError(Problem("model.weights", str(file), what, "type model.weights=FILE.pt, pretrained or scratch"))
     try:
-        checkpoint, _ = torch_safe_load(file, safe_only=True)
-    except (TypeError, RuntimeError, EOFError, pickle.UnpicklingError, ModuleNotFoundError, AssertionError) as error:
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before the same file is refused
+            checkpoint, _ = torch_safe_load(file, safe_only=True)
+    except Exception as error:  # a damaged pickle may raise anything
         raise InputError(Problem("model.weights", str(file), _why_refused(error), "use another .pt file")) from error
-    model = checkpoint.get("ema") or checkpoint.get("model")
+    model = next((checkpoint[key] for key in ("ema", "model") if checkpoint.get(key) is not None), None)
     if not isinstance(model, DetectionModel):
+        held = "nothing" if model is None else type(model).__name__
         raise InputError(
             Problem(
                 "model.weights",
                 str(file),
-                f"holds {type(model).__name__}, which is no ultralytics detection model",
+                f"holds {held} where an ultralytics detection model should be",
                 "use the .pt file of a detector, such as a run's weights/best.pt",
             )
         )
@@ -157,11 +166,14 @@ def load_model(file: Path) -> Any:
 
 
 def _why_refused(error: Exception) -> str:
-    cause = error.__cause__
-    if isinstance(cause, pickle.UnpicklingError):
-        named = next((line for line in str(cause).splitlines() if "GLOBAL" in line or "global" in line), str(cause))
-        return f"refused, since it names what is not on the allow-list of model classes ({named.strip()[:200]})"
-    return f"is not a readable checkpoint: {str(cause or error).splitlines()[0][:200]}"
+    cause = error.__cause__ or error
+    named = re.search(r"GLOBAL (\S+)", str(cause))
+    if named:
+        return f"names {named.group(1)}, which is not on the allow-list of model classes: it is not loaded"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, which can be run but not trained"
+    reason = "" if "\n" in str(cause) else f": {cause}"  # long texts give advice that is not ours
+    return f"is not a readable checkpoint ({type(cause).__name__}{reason[:200]})"
 
 
 def inspect(file: Path, typed_name: str | None) -> Weights:
@@ -200,11 +212,24 @@ def inspect(file: Path, typed_name: str | None) -> Weights:
 def architecture_name(model: Any) -> str:
     """Return a model's name as users type it, from the YAML that it carries."""
     stem, scale = Path(str(model.yaml.get("yaml_file", "custom"))).stem, str(model.yaml.get("scale") or "")
-    return stem if stem[-1:] in "nsmlx" else stem + scale
+    if guess_model_scale(f"{stem}.yaml") or not scale:
+        return stem
+    return re.sub(r"\d+", rf"\g<0>{scale}", stem, count=1)
+
+
+def architecture_yaml(name: str) -> dict[str, Any]:
+    """Return the description of a model, always the library's own.
+
+    The library's loader would take a file of that name from the current directory.
+    """
+    stems = (name, re.sub(r"(\d)[nsmlx]", r"\1", name, count=1))
+    file = next(file for stem in stems for file in (ROOT / "cfg" / "models").rglob(f"{stem}.yaml"))
+    return {**YAML.load(file), "scale": guess_model_scale(f"{name}.yaml"), "yaml_file": f"{name}.yaml"}
 
 
 def _same_architecture(model: Any, name: str) -> bool:
-    reference = DetectionModel(yaml_model_load(f"{name}.yaml"), nc=len(model.names), verbose=False)
-    ours = {key: value.shape for key, value in model.state_dict().items()}
-    theirs = {key: value.shape for key, value in reference.state_dict().items()}
+    with torch.device("meta"):  # shapes alone: no time, no memory
+        layers, _ = parse_model({**architecture_yaml(name), "nc": len(model.names)}, ch=3, verbose=False)
+    ours = {key: value.shape for key, value in model.model.state_dict().items()}
+    theirs = {key: value.shape for key, value in layers.state_dict().items()}
     return ours == theirs
