@@ -56,6 +56,8 @@ def execute(experiment: Experiment) -> Result:
     with _remembered_log() as remembered:
         engine, machine = load_engine(experiment.task), detect()
         decisions = Decisions(experiment.origin.decisions)
+        for decision in decisions:  # on the console already, when the experiment was composed; now for train.log
+            log.debug("Decided: %s", decision)
         plan = engine.prepare(experiment, machine, decisions)
         if experiment.mode == "check":
             print("\n".join(plan.summary))
