@@ -158,6 +158,8 @@ class _Job:
         try:
             experiment = self.checked.get(tuple(overrides)) or self.compose(overrides)
             _log_decisions(experiment)
+            if self.multirun and experiment.tensorboard.serve == "auto":
+                experiment.tensorboard.serve = False  # A server for each of many jobs helps nobody.
             return hsr_train.execute(experiment)
         except HsrTrainError as error:
             if self.multirun:  # The next job starts; the grid ends with a summary.
