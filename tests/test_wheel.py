@@ -26,9 +26,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(site)}
     command = [sys.executable, "-m", "hsr_train", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=cwd, env=importing_from(site), capture_output=True, text=True, check=False)
+
+
+def importing_from(site: Path) -> dict[str, str]:
+    """The environment in which the unpacked wheel comes before the checkout."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
 
 
 def test_wheel_composes_in_any_directory(installed: Path, tmp_path: Path) -> None:
@@ -50,6 +54,7 @@ def test_wheel_holds_every_yaml_of_the_checkout(installed: Path) -> None:
 
 def test_wheel_is_what_was_imported(installed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import hsr_train; print(hsr_train.__file__)"]
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=importing_from(installed), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip().startswith(str(installed))
