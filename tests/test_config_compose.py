@@ -207,7 +207,7 @@ def test_preset_demo_is_small_and_from_scratch_on_any_machine(monkeypatch: pytes
     use(monkeypatch, 80)
     e = compose(["preset=demo"])
     assert (e.model.name, e.model.weights, e.data.path) == ("yolov8n", "scratch", "demo")
-    assert (e.train.epochs, e.train.batch, e.train.nbs, e.train.imgsz, e.optimizer.lr0) == (15, 8, 8, 160, 0.002)
+    assert (e.train.epochs, e.train.batch, e.train.nbs, e.train.imgsz, e.optimizer.lr0) == (18, 8, 8, 160, 0.003)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_load_of_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_resume_takes_the_record_and_nothing_of_today(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "detect", lambda: pytest.fail("the hardware was asked"))
     e = compose([f"resume={run}"])
-    assert (e.preset, e.gpu_tier, e.mode, e.optimizer.name, e.optimizer.lr0) == ("demo", "cpu", "train", "SGD", 0.002)
+    assert (e.preset, e.gpu_tier, e.mode, e.optimizer.name, e.optimizer.lr0) == ("demo", "cpu", "train", "SGD", 0.003)
     assert e.train.close_mosaic == 14  # As typed then; no rule is applied anew.
     assert e.data.path == "my set/ü.yaml"
     assert e.origin.resume_from == str(run)
@@ -142,15 +142,15 @@ def test_resume_lays_what_may_change_on_the_record(run: Path) -> None:
 
 
 def test_resume_allows_to_repeat_what_the_run_has(run: Path) -> None:
-    assert compose([f"resume={run}", "train.epochs=15", "preset=demo"]).train.epochs == 15
+    assert compose([f"resume={run}", "train.epochs=18", "preset=demo"]).train.epochs == 18
 
 
 @pytest.mark.parametrize(
     ("typed", "key", "words", "remedy"),
     [
-        ("train.epochs=99", "train.epochs", "the run has 15, and may change only data.cache_dir", "train.epochs=99"),
+        ("train.epochs=99", "train.epochs", "the run has 18, and may change only data.cache_dir", "train.epochs=99"),
         ("train.batch=4", "train.batch", "the run has 8", "without resume="),
-        ("optimizer.lr0=0.1", "optimizer.lr0", "the run has 0.002", "without resume="),
+        ("optimizer.lr0=0.1", "optimizer.lr0", "the run has 0.003", "without resume="),
         ("output_dir=other", "output_dir", "the run has outputs", "without resume="),
         ("preset=fast", "preset", "the run has demo", "without resume="),
         ("gpu_tier=high", "gpu_tier", "the run has cpu", "without resume="),
