@@ -22,7 +22,7 @@ from hsr_train.engines.detection.evaluate import Evaluation, evaluate
 from hsr_train.engines.detection.export import export_model
 from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
-from hsr_train.engines.detection.options import passed_through
+from hsr_train.engines.detection.options import passed_through, refused
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.schedule import effective_batch
 from hsr_train.engines.detection.trainer import DetectionInputs, RunTrainer
@@ -74,6 +74,10 @@ class DetectionEngine:
         if dataset is not None and start.names is not None:
             _compare_classes(experiment, start, dataset)
         _decide_loading(experiment, machine, device, dataset, cache_dir, decisions)
+        if experiment.mode in ("train", "check") and dataset is not None:
+            problems = refused(experiment, start, dataset)
+            if problems:
+                raise InputError(problems)
         _make_absolute(experiment)
         inputs = DetectionInputs(
             dataset=dataset,
@@ -262,7 +266,7 @@ def _take_image_size(experiment: DetectExperiment, start: weights.Weights, decis
 def _compare_classes(experiment: DetectExperiment, start: weights.Weights, dataset: DetectionSet) -> None:
     """Other classes are normal when fine-tuning and an error when evaluating."""
     assert start.names is not None
-    if start.names == dataset.names:
+    if start.names == dataset.names or (experiment.ultralytics.single_cls and len(start.names) == 1):
         return
     if experiment.mode in ("train", "check"):
         shared = len(set(start.names) & set(dataset.names))

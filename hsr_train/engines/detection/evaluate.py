@@ -15,6 +15,7 @@ from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.trainer import dataset_description
+from hsr_train.engines.detection.weights import inspect
 
 bring_up()
 import ultralytics.engine.validator as validator_module  # noqa: E402
@@ -22,9 +23,6 @@ from ultralytics.models.yolo.detect import DetectionValidator  # noqa: E402
 from ultralytics.utils import ops  # noqa: E402
 
 log = logging.getLogger(__name__)
-
-STRIDE = 32
-"""Largest stride in pixels of the models that this engine offers."""
 
 
 @dataclass
@@ -151,7 +149,7 @@ def evaluate(
         open_epochs=0,
         cache_dir=cache_dir,
         batch_size=batch,
-        stride=STRIDE,
+        stride=inspect(model, None).stride if model.suffix == ".pt" else 32,  # exported files get squares
         names=dataset.names,
         rect=rect,
     )

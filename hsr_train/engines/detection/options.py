@@ -1,4 +1,4 @@
-"""An experiment in ultralytics' words: the one translation table between our keys and the library's arguments."""
+"""An experiment in ultralytics' words: our keys as the library's arguments, and what it could not do with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hsr_train.config.schema import DetectExperiment
+from hsr_train.data.detection_set import DetectionSet
+from hsr_train.engines.detection.weights import Weights
+from hsr_train.errors import Problem
 
 
 def passed_through(experiment: DetectExperiment) -> dict[str, Any]:
@@ -63,3 +66,38 @@ def training_arguments(experiment: DetectExperiment, device: str, save_dir: Path
     if optimizer.momentum is not None:
         arguments["momentum"] = optimizer.momentum
     return arguments
+
+
+def refused(experiment: DetectExperiment, start: Weights, dataset: DetectionSet) -> list[Problem]:
+    """Return what ultralytics would refuse with a traceback after the start, or ignore without a word.
+
+    Args:
+        experiment: With every `auto` decided.
+        start: The network.
+        dataset: The checked set; has a train split.
+    """
+    train, images = experiment.train, dataset.splits["train"]
+    problems = []
+    if train.imgsz % start.stride:
+        nearest = max(round(train.imgsz / start.stride), 1) * start.stride
+        allowed = f"{start.architecture} needs a multiple of {start.stride}"
+        problems.append(Problem("train.imgsz", str(train.imgsz), allowed, f"train.imgsz={nearest}"))
+    smallest = max(int(train.imgsz * (1 - float(train.multi_scale))) // start.stride, 1) * start.stride
+    batch = int(train.batch)
+    if smallest < 2 * start.stride and (len(images) % batch or batch) == 1:
+        allowed = (
+            f"the last batch of an epoch ({len(images)} images) would hold one image, at {smallest} px a single value "
+            "per channel, which batch normalisation cannot use"
+        )
+        larger = "train.multi_scale=0" if train.imgsz >= 2 * start.stride else f"train.imgsz={2 * start.stride}"
+        problems.append(Problem("train.batch", str(batch), allowed, f"{larger}, or another train.batch"))
+    frozen = set(train.freeze) if isinstance(train.freeze, list) else set(range(train.freeze or 0))
+    if frozen and (max(frozen) >= start.num_modules or len(frozen) == start.num_modules):
+        last = start.num_modules - 1
+        allowed = f"{start.architecture} has modules 0 to {last}, and at least one must be trained"
+        problems.append(Problem("train.freeze", str(train.freeze), allowed, f"train.freeze={min(10, last)}"))
+    if experiment.augmentation.copy_paste and not any(len(segments) for segments in images.segments):
+        allowed = "has no effect: it copies outlines, and these labels are not all polygons"
+        share = str(experiment.augmentation.copy_paste)
+        problems.append(Problem("augmentation.copy_paste", share, allowed, "augmentation.copy_paste=0"))
+    return problems

@@ -121,8 +121,9 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         return int(unwrap_model(self.model).model[-1].reg_max) > 1
 
     def get_dataset(self) -> dict[str, Any]:
-        """Return the checked set."""
-        return dataset_description(self._dataset)
+        """Return the checked set; one class called item stands for all of them if they count as one."""
+        description = dataset_description(self._dataset)
+        return description | {"names": {0: "item"}, "nc": 1} if self.args.single_cls else description
 
     def setup_model(self) -> None:
         """Build the network for the set's classes and load what the weights have in common with it."""

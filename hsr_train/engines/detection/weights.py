@@ -12,7 +12,7 @@ import logging
 import re
 import urllib.request
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Weights:
         sha256: Of the file, or None.
         names: Class names of the file's head by id, or None.
         imgsz: Image size that the file was trained with in pixels, or None.
+        num_modules: Modules of the network, as train.freeze counts them.
+        stride: Largest stride in pixels; image sizes are multiples of it.
     """
 
     source: str
@@ -53,6 +55,8 @@ class Weights:
     sha256: str | None = None
     names: list[str] | None = None
     imgsz: int | None = None
+    num_modules: int = 0
+    stride: int = 32
 
 
 def resolve(
@@ -72,7 +76,7 @@ def resolve(
             cannot be had.
     """
     if config.weights == "scratch":
-        return Weights("scratch", config.name)
+        return _scratch(config.name)
     if config.weights not in ("auto", "pretrained"):
         return inspect(Path(config.weights).expanduser(), config.name if model_is_typed else None)
     found = _search(config, cache_dir) or _download(config.name, cache_dir)
@@ -80,11 +84,11 @@ def resolve(
         weights = inspect(found, config.name)
         if config.weights == "auto":
             decisions.record("model.weights", str(found), "pretrained weights found")
-        return Weights("pretrained", config.name, weights.file, weights.sha256, weights.names, weights.imgsz)
+        return replace(weights, source="pretrained")
     if config.weights == "auto" and is_demo:
         log.warning("Pretrained weights of %s can't be had: the demo set trains from scratch.", config.name)
         decisions.record("model.weights", "scratch", "no pretrained weights found, and this is the demo set")
-        return Weights("scratch", config.name)
+        return _scratch(config.name)
     looked_in = ", ".join(str(folder) for folder in _folders(config, cache_dir))
     raise InputError(
         Problem(
@@ -95,6 +99,12 @@ def resolve(
             "or model.weights=scratch to train without pretrained weights",
         )
     )
+
+
+def _scratch(name: str) -> Weights:
+    description = architecture_yaml(name)
+    num_modules = len(description["backbone"]) + len(description["head"])
+    return Weights("scratch", name, num_modules=num_modules, stride=64 if name.endswith("-p6") else 32)
 
 
 def _folders(config: ModelConfig, cache_dir: Path) -> list[Path]:
@@ -206,6 +216,8 @@ def inspect(file: Path, typed_name: str | None) -> Weights:
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         names=names,
         imgsz=int(imgsz) if isinstance(imgsz, int) else None,
+        num_modules=len(model.model),
+        stride=max(int(model.stride.max()), 32),
     )
 
 
