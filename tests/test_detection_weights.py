@@ -62,7 +62,7 @@ def refusal(file: Path, typed_name: str | None = None) -> str:
 
 def test_scratch_needs_no_file(tmp_path: Path) -> None:
     found, decisions = resolve(tmp_path, "scratch")
-    assert found == weights.Weights("scratch", "yolov8n")
+    assert found == weights.Weights("scratch", "yolov8n", num_modules=23)
     assert not decisions
 
 
