@@ -60,6 +60,16 @@ def test_exif_rotation_turns_the_shape(value, shape):
     assert examine_image(encoded(picture(), "JPEG", exif=orientation(value)), "jpg") == (shape, "")
 
 
+def test_jpeg_shape_is_that_of_a_full_decode_for_all_sizes_and_rotations():
+    rng = np.random.default_rng(1)
+    for turn in range(1, 9):
+        for height, width in [(16, 16), (64, 60), (57, 64), (65, 64), *rng.integers(10, 90, (12, 2)).tolist()]:
+            options = {"progressive": True} if (height + width) % 2 else {}
+            raw = encoded(picture(height, width), "JPEG", exif=orientation(turn), **options)
+            full = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR)
+            assert examine_image(raw, "jpg") == (full.shape[:2], ""), (turn, height, width)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 0.999])
 def test_truncated_jpeg_is_found(progressive, share):

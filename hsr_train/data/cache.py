@@ -36,7 +36,7 @@ _VERSION = 1
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-@dataclass
+@dataclass(slots=True)
 class Known:
     """What is known about one image and its label file.
 

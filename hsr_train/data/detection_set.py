@@ -96,16 +96,16 @@ class DetectionSet:
         """SHA-256 over the files of one split."""
         split = self.splits[name]
         rows = sorted(
-            (self._relative(image), image_hash, label_hash)
+            (self._relative(str(image)), image_hash, label_hash)
             for image, image_hash, label_hash in zip(split.images, split.hashes, split.label_hashes, strict=True)
         )
         return hashlib.sha256("\n".join("\0".join(row) for row in rows).encode("utf-8", "surrogateescape")).hexdigest()
 
-    def _relative(self, image: Path) -> str:
+    def _relative(self, file: str) -> str:
         """Return the path from the root, with slashes; may begin with ../ where a list leads out of the root."""
-        path, prefix = str(image), f"{self.root}{os.sep}"
-        inside = path.startswith(prefix)
-        return (path[len(prefix) :] if inside else os.path.relpath(path, self.root)).replace(os.sep, "/")
+        prefix = f"{self.root}{os.sep}"
+        inside = file.startswith(prefix)
+        return (file[len(prefix) :] if inside else os.path.relpath(file, self.root)).replace(os.sep, "/")
 
     def summary(self) -> list[str]:
         """Return lines that describe the set to a person: images, boxes and backgrounds, then boxes per class."""

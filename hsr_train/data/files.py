@@ -31,7 +31,7 @@ def num_threads() -> int:
 
 def examine_files(
     pairs: Mapping[str, str], known: dict[str, Known], rules: LabelRules, *, rehash: bool, progress: bool
-) -> int:
+) -> None:
     """Bring `known` up to date for the given images.
 
     Args:
@@ -40,54 +40,48 @@ def examine_files(
         rules: What label lines are judged by.
         rehash: Trust nothing: read every file.
         progress: Show a bar on a terminal if it takes longer than a second.
-
-    Returns:
-        How many images were read, not trusted.
     """
     items = list(pairs.items())
     chunks = [items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK)]
     stop = threading.Event()
-    num_read = 0
 
-    def work(chunk: list[tuple[str, str]]) -> list[tuple[str, Known, bool]]:
-        return [
-            (image, *_examine(image, label, known.get(image), rules, rehash))
-            for image, label in chunk
-            if not stop.is_set()
-        ]
+    def work(chunk: list[tuple[str, str]]) -> dict[str, Known]:
+        changed = {}
+        for image, label in chunk:
+            if stop.is_set():
+                break
+            entry = None if rehash else known.get(image)
+            same_image = entry is not None and _stamp(image) == entry.image_stamp
+            same_label = entry is not None and entry.label_path == label and _stamp(label) == entry.label_stamp
+            if not (same_image and same_label):
+                changed[image] = _examine(
+                    image, label, entry if same_image else None, entry if same_label else None, rules
+                )
+        return changed
 
     executor = ThreadPoolExecutor(max_workers=num_threads(), thread_name_prefix="data-check")
     bar = tqdm(total=len(items), desc="Checking images", unit="image", delay=1, disable=None if progress else True)
     try:
         with quiet_decoder(), bar:
-            for done in executor.map(work, chunks):
-                for image, entry, was_read in done:
-                    known[image] = entry
-                    num_read += was_read
-                bar.update(len(done))
+            for chunk, changed in zip(chunks, executor.map(work, chunks), strict=True):
+                known.update(changed)
+                bar.update(len(chunk))
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
-    return num_read
 
 
-def _examine(image: str, label: str, entry: Known | None, rules: LabelRules, rehash: bool) -> tuple[Known, bool]:
-    """Return what is known about an image now, and whether the image was read."""
-    if rehash:
-        entry = None
-    if entry and _stamp(image) == entry.image_stamp:
-        read_image = False
-        image_part = (entry.image_stamp, entry.image_hash, entry.shape, entry.image_fault)
-    else:
-        read_image = True
-        image_part = _read_image(image)
-    if entry and entry.label_path == label and _stamp(label) == entry.label_stamp:
-        if not read_image:
-            return entry, False
-        label_part = (entry.label_stamp, entry.label_hash, entry.labels)
-    else:
-        label_part = _read_label(label, rules)
-    return Known(*image_part, label, *label_part), read_image
+def _examine(image: str, label: str, same_image: Known | None, same_label: Known | None, rules: LabelRules) -> Known:
+    """Read what is not the same as before."""
+    image_part = (
+        (same_image.image_stamp, same_image.image_hash, same_image.shape, same_image.image_fault)
+        if same_image
+        else _read_image(image)
+    )
+    label_part = (
+        (same_label.label_stamp, same_label.label_hash, same_label.labels) if same_label else _read_label(label, rules)
+    )
+    return Known(*image_part, label, *label_part)
 
 
 def _stamp(path: str) -> Stamp:

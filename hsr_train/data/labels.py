@@ -40,7 +40,7 @@ class Fault:
     allowed: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Labels:
     """What one label file holds.
 
