@@ -17,6 +17,11 @@ from typing import Any
 
 import yaml
 
+try:  # PyYAML with libyaml reads a file of many class names ten times as fast.
+    from yaml import CBaseLoader as BaseLoader
+except ImportError:
+    from yaml import BaseLoader  # type: ignore[assignment]
+
 from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
 
@@ -91,7 +96,7 @@ def read_description(
     return Description(yaml_path, root, names, entries, pose_columns)
 
 
-class _TextLoader(yaml.BaseLoader):
+class _TextLoader(BaseLoader):
     """PyYAML's base loader (all scalars are text) that refuses a repeated key instead of keeping the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
