@@ -6,8 +6,10 @@ in order: configuration, manifest, the engine's files, training_result.json, sum
 
 from __future__ import annotations
 
+import csv
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -22,7 +24,7 @@ from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Engine, Plan, Result, RunContext
 from hsr_train.engines.registry import load_engine
-from hsr_train.errors import InputError, Problem, RunError, Terminated
+from hsr_train.errors import HsrTrainError, InputError, Problem, RunError, Terminated
 from hsr_train.hardware import Machine, detect
 from hsr_train.run.atomic import write_json, write_text
 from hsr_train.run.directory import RunDirectory
@@ -30,7 +32,7 @@ from hsr_train.run.events import EventWriter
 from hsr_train.run.log import attach_file, detach_file, success
 from hsr_train.run.manifest import build_manifest, read_manifest
 from hsr_train.run.record import RunRecord, write_summary, write_training_result
-from hsr_train.run.status import StatusWriter
+from hsr_train.run.status import StatusWriter, read_status
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
 
 log = logging.getLogger(__name__)
@@ -74,15 +76,20 @@ def execute(experiment: Experiment) -> Result:
             remembered.setTarget(handler)
             remembered.flush()
             stack.callback(remembered.setTarget, None)
-            return _run(engine, plan, run, machine, stack)
+            try:
+                return _run(engine, plan, run, machine, stack)
+            except BaseException as error:
+                _write_down(error, handler)
+                raise
 
 
 def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack: ExitStack) -> Result:
-    experiment, started = plan.experiment, datetime.now().astimezone()
+    experiment, since = plan.experiment, time.monotonic()
     resuming = experiment.origin.resume_from is not None
-    status = stack.enter_context(StatusWriter(run, mode=experiment.mode))
     if resuming:
-        check_fingerprints(plan, run)
+        check_fingerprints(plan, run)  # before anything is changed
+    earlier_s = _earlier_seconds(run)
+    status = stack.enter_context(StatusWriter(run, mode=experiment.mode))
     _write_inputs(plan, run, machine, resuming)
     log.info("Run directory: %s", run.path)
     url = _serve(experiment, run, stack)
@@ -93,16 +100,20 @@ def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack:
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
     try:
         result = verbs[experiment.mode](plan, context)
+        error = str(result.failure) if result.failure else None
     except BaseException as failure:
         outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
-        error = _message(failure)
+        error, result = _message(failure), _so_far(run)
         raise
     finally:
         if experiment.mode == "train":
-            record = _record(plan, result, machine, outcome, error, started, url, run)
+            training_time_s = earlier_s + time.monotonic() - since
+            record = _record(plan, result, machine, outcome, error, training_time_s, url, run)
             if outcome == "completed":
                 write_training_result(run, record)
             write_summary(run, record)
+    if result.failure is not None:
+        raise result.failure
     success(log, "Done: %s", run.path)
     return result
 
@@ -113,10 +124,34 @@ def _message(failure: BaseException) -> str:
     return "stopped by Ctrl-C" if isinstance(failure, KeyboardInterrupt) else f"{type(failure).__name__}: {failure}"
 
 
+def _write_down(error: BaseException, handler: logging.Handler) -> None:
+    """Put how a run ended into its train.log; the console gets it from whoever catches the error."""
+    meant_for_users = isinstance(error, (HsrTrainError, KeyboardInterrupt))
+    trace = None if meant_for_users else (type(error), error, error.__traceback__)
+    text = str(error) if isinstance(error, HsrTrainError) else _message(error)
+    handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), trace))
+
+
+def _so_far(run: RunDirectory) -> Result:
+    """Return what a run had achieved when it was cut short."""
+    epoch = (read_status(run.status) or {}).get("epoch")
+    best, last = (f"weights/{name}.pt" if (run.weights / f"{name}.pt").is_file() else None for name in ("best", "last"))
+    return Result(run_dir=run.path, epochs_completed=int(epoch or 0), best_model_path=best, last_model_path=last)
+
+
+def _earlier_seconds(run: RunDirectory) -> float:
+    """Return how long the epochs took that a resumed run has behind it."""
+    if not run.timings_csv.is_file():
+        return 0.0
+    with run.timings_csv.open(newline="", encoding="utf-8") as file:
+        return sum(float(row.get("epoch_s") or 0) for row in csv.DictReader(file))
+
+
 @contextmanager
 def _remembered_log() -> Iterator[MemoryHandler]:
     """Keep what is logged before the run's directory exists, so that train.log holds it too."""
     package = logging.getLogger("hsr_train")
+    package.setLevel(logging.DEBUG)  # whoever shows records chooses among them; see run/log.py
     handler = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     package.addHandler(handler)
     try:
@@ -142,7 +177,8 @@ def _write_inputs(plan: Plan, run: RunDirectory, machine: Machine, resuming: boo
         first.setdefault("resumes", []).append(changed)
         manifest = first
     else:
-        for folder in (run.hydra_dir, run.weights, run.state, run.plots):
+        folders = {"train": (run.weights, run.state, run.plots), "validate": (run.plots,)}
+        for folder in (run.hydra_dir, *folders.get(experiment.mode, ())):
             folder.mkdir(exist_ok=True)
         write_text(run.hydra_dir / "config.yaml", origin.config_yaml)
         write_text(run.hydra_dir / "overrides.yaml", yaml.safe_dump(origin.overrides, allow_unicode=True))
@@ -198,17 +234,18 @@ def _record(
     machine: Machine,
     outcome: str,
     error: str | None,
-    started: datetime,
+    training_time_s: float,
     url: str | None,
     run: RunDirectory,
 ) -> RunRecord:
     ended = datetime.now().astimezone()
+    started = datetime.fromisoformat((read_status(run.status) or {}).get("started") or ended.isoformat())
     config: dict[str, Any] = yaml.safe_load(saved.dump(plan.experiment))
     return RunRecord(
         status=outcome,
         started=started,
         ended=ended,
-        training_time_s=(ended - started).total_seconds(),
+        training_time_s=training_time_s,
         epochs_completed=result.epochs_completed,
         epochs=config.get("train", {}).get("epochs"),
         metrics=result.metrics,
