@@ -57,3 +57,21 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_working_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on where pytest was started, and none leaves a file there."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data.yaml of nine training and three validation images of 64 pixels; the last batch of four holds one."""
+    from yolo_sets import make_yolo_set
+
+    return make_yolo_set(tmp_path_factory.mktemp("small") / "set", n_train=9, n_val=3)
+
+
+@pytest.fixture(scope="session")
+def whole_run(small_set: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of three epochs on `small_set` with everything on; not to be changed."""
+    from detection_runs import train
+
+    run_dir = train(small_set, tmp_path_factory.mktemp("whole"), shared_cache).run_dir
+    assert run_dir is not None
+    return run_dir

@@ -7,8 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
 
 import hsr_train
 from hsr_train.engines.base import Result
@@ -91,3 +98,23 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+@contextmanager
+def quick_pictures() -> Iterator[None]:
+    """Draw no plots: each takes longer than an epoch of a small run. Files of the same names are written."""
+
+    def save(figure: Any, target: Any, **options: Any) -> None:
+        content = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+        target.write(content) if hasattr(target, "write") else Path(target).write_bytes(content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", save)
+        patch.setattr("matplotlib.figure.Figure.tight_layout", lambda *args, **kwargs: None)
+        yield
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two weights files hold the same numbers, to the bit."""
+    tensors = [torch.load(file, weights_only=False)["model"].state_dict() for file in (one, other)]
+    return tensors[0].keys() == tensors[1].keys() and all(torch.equal(v, tensors[1][k]) for k, v in tensors[0].items())
