@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
+from hsr_train.errors import HsrTrainError
 from hsr_train.hardware import Machine
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
@@ -66,6 +67,7 @@ class Result:
         last_model_path: Relative to run_dir.
         exports: One entry per exported file: format, path, parity.
         extra: The engine's additions.
+        failure: What went wrong after the work itself (an export); raised when everything is recorded.
     """
 
     run_dir: Path | None
@@ -77,6 +79,7 @@ class Result:
     last_model_path: str | None = None
     exports: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    failure: HsrTrainError | None = None
 
 
 class Engine(Protocol):

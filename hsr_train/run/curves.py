@@ -20,6 +20,7 @@ def plot_curves(table: ResultsTable, path: Path) -> None:
         path: The PNG file to write.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = table.rows()
     if not rows:
@@ -35,7 +36,7 @@ def plot_curves(table: ResultsTable, path: Path) -> None:
     epochs = [float(row["epoch"] or 0) for row in rows]
     for place, title in enumerate(titles, start=1):
         axes = figure.add_subplot(num_rows, _COLUMNS_PER_ROW, place, title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         paired = f"val_{title}" in series
         axes.plot(epochs, series[title], marker=".", label="train" if paired else title)
         if paired:

@@ -19,7 +19,7 @@ from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
 from hsr_train.engines.detection import checkpoint, weights
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
-from hsr_train.engines.detection.export import export_model
+from hsr_train.engines.detection.export import ExportError, check_export, export_model
 from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.options import passed_through, refused
@@ -54,6 +54,10 @@ class DetectionEngine:
         try:
             device, decision = resolve_device(machine, experiment.train.device)
             _take(experiment.train, "device", decision, decisions)
+        except InputError as error:
+            problems += error.problems
+        try:
+            check_export(experiment.export.formats, experiment.export)
         except InputError as error:
             problems += error.problems
         try:
@@ -130,6 +134,7 @@ class DetectionEngine:
         plot_curves(monitor.results, run.plots / "results.png")
         monitor.pictures(run.plots, "val_batch*.jpg", "val_samples", epochs_completed)
         monitor.pictures(run.plots, "*.png", "plots", epochs_completed)
+        exports, failure = self._try_export(plan, run.weights / "best.pt", run.weights)
         return Result(
             run_dir=run.path,
             metrics=best.metrics,
@@ -137,7 +142,8 @@ class DetectionEngine:
             best_epoch=loop.best_epoch,
             best_model_path="weights/best.pt",
             last_model_path="weights/last.pt",
-            exports=self._export(plan, run.weights / "best.pt", run.weights) if experiment.export.formats else [],
+            exports=exports,
+            failure=failure,
             extra={"per_class": best.per_class, "speed_ms": best.speed_ms},
         )
 
@@ -172,6 +178,7 @@ class DetectionEngine:
             imgsz=experiment.train.imgsz,
             device=inputs.device,
             output_dir=context.run.path / "predictions",
+            options=passed_through(experiment),
         )
         return Result(run_dir=context.run.path, extra={"prediction": asdict(prediction)})
 
@@ -180,9 +187,9 @@ class DetectionEngine:
         folder = context.run.path / "exports"
         folder.mkdir()
         assert plan.inputs.weights.file is not None
-        exports = self._export(plan, plan.inputs.weights.file, folder)
+        exports, failure = self._try_export(plan, plan.inputs.weights.file, folder)
         write_json(context.run.path / "exports.json", exports)
-        return Result(run_dir=context.run.path, exports=exports)
+        return Result(run_dir=context.run.path, exports=exports, failure=failure)
 
     def _evaluate(self, plan: Plan, model: Path, split: str, output_dir: Path) -> Evaluation:
         experiment, inputs = plan.experiment, plan.inputs
@@ -200,21 +207,29 @@ class DetectionEngine:
             options=passed_through(experiment),
         )
 
-    def _export(self, plan: Plan, model: Path, output_dir: Path) -> list[dict[str, Any]]:
+    def _try_export(self, plan: Plan, model: Path, output_dir: Path) -> tuple[list[dict[str, Any]], ExportError | None]:
+        """Export what is asked for; a failure is returned, so that the rest of the run is recorded all the same."""
         experiment, inputs = plan.experiment, plan.inputs
         assert isinstance(experiment, DetectExperiment)
-        return export_model(
-            model,
-            experiment.export.formats,
-            config=experiment.export,
-            imgsz=experiment.train.imgsz,
-            device=inputs.device,
-            dataset=inputs.dataset,
-            split="val" if experiment.mode == "train" else experiment.data.split,
-            workers=experiment.train.workers,
-            cache_dir=inputs.cache_dir,
-            output_dir=output_dir,
-        )
+        if not experiment.export.formats:
+            return [], None
+        try:
+            exports = export_model(
+                model,
+                experiment.export.formats,
+                config=experiment.export,
+                imgsz=experiment.train.imgsz,
+                device=inputs.device,
+                dataset=inputs.dataset,
+                split="val" if experiment.mode == "train" else experiment.data.split,
+                workers=experiment.train.workers,
+                cache_dir=inputs.cache_dir,
+                output_dir=output_dir,
+                options=passed_through(experiment),
+            )
+        except ExportError as error:
+            return error.exports, error
+        return exports, None
 
 
 def _take(section: Any, field: str, decision: Decision, decisions: Decisions) -> None:
@@ -247,7 +262,8 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
 
 
 def _load_data(experiment: DetectExperiment, cache_dir: Path, decisions: Decisions) -> DetectionSet | None:
-    if experiment.mode == "predict":
+    untold = experiment.mode == "export" and not _is_typed(experiment, "data.path", "data")
+    if experiment.mode == "predict" or untold:
         return None
     config = deepcopy(experiment.data)
     if config.path == DEMO:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -34,8 +33,6 @@ from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.atomic import DISK_ERRORS, atomic_path, describe_disk_error
 
 bring_up()
-# onnxruntime reports its use to its makers and leaves an identifier in the home folder; read when it is imported.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from ultralytics.engine.exporter import Exporter  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG_DICT  # noqa: E402
 

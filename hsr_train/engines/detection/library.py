@@ -8,6 +8,7 @@ What it does by default, and what is done here (ultralytics 8.4):
   (`precision.py`); the one download that a user may allow is ours too (`weights.py`);
 - changes the names of weights files (drops apostrophes) and downloads those that it then misses: files are taken as
   they are named, and it downloads nothing;
+- runs exported files through onnxruntime, which reports its use to its makers: switched off;
 - unpickles whatever a checkpoint names: restricted to its own allow-list of model classes;
 - logs to standard output in its own format: forwarded to our logger, its information as debug.
 """
@@ -33,6 +34,7 @@ _ENVIRONMENT = {
     "YOLO_VERBOSE": "false",
     "ULTRALYTICS_SAFE_LOAD": "true",
     "NO_ALBUMENTATIONS_UPDATE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime: read when it is imported
 }
 _ready = False
 
