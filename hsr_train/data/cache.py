@@ -68,7 +68,7 @@ def cache_root(config: DataConfig) -> Path:
     temporary folder, with a warning.
     """
     if config.cache_dir:
-        wanted = Path(config.cache_dir).expanduser()
+        wanted = Path(os.path.expanduser(config.cache_dir))  # noqa: PTH111 (an unknown ~user is a folder name)
     else:
         base = os.environ.get("XDG_CACHE_HOME", "")
         wanted = (Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()) / "hsr_train"

@@ -5,6 +5,9 @@ downloaded, whatever the file asks for. Every scalar is read as text (YAML's bas
 `yes`, `010` or `1e3` stay what the user wrote.
 """
 
+# os.path answers False where pathlib raises (a name too long, a folder without permission, an unknown ~user).
+# ruff: noqa: PTH100, PTH110, PTH111, PTH112, PTH113, PTH118
+
 from __future__ import annotations
 
 import logging
@@ -54,7 +57,7 @@ class Description:
     @property
     def list_files(self) -> list[Path]:
         """The entries that are list files."""
-        return [entry for entries in self.entries.values() for entry in entries if entry.is_file()]
+        return [entry for entries in self.entries.values() for entry in entries if os.path.isfile(entry)]
 
 
 def read_description(
@@ -71,7 +74,7 @@ def read_description(
     Raises:
         InputError: With every problem of the file.
     """
-    yaml_path = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 (keeps symbolic links)
+    yaml_path = Path(os.path.abspath(os.path.expanduser(path)))
     content = _parse(yaml_path, _read_text(yaml_path))
     problems: list[Problem] = []
     if content.get("validation") and not content.get("val"):
@@ -114,14 +117,14 @@ class _TextLoader(BaseLoader):
 
 
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        found = sorted(p.name for p in path.iterdir() if p.suffix in (".yaml", ".yml"))
+    if os.path.isdir(path):
+        found = sorted(p.name for p in path.glob("*.y*ml"))
         remedy = f"data.path={path / found[0]}" if found else "give the data.yaml of a YOLO set"
         raise InputError(Problem(_KEY, str(path), "is a folder; a data.yaml file is needed", remedy))
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
+        near = sorted(str(p) for p in path.parent.glob("*.y*ml"))[:5] if os.path.isdir(path.parent) else []
         remedy = f"data.path={near[0]}" if near else "check the path, or leave data.path out for the built-in demo set"
         raise InputError(Problem(_KEY, str(path), "no such file", remedy)) from None
     except OSError as err:
@@ -263,11 +266,11 @@ def _root(
     if not isinstance(given, str):
         problems.append(Problem(f"{yaml_path}: path", str(given), "must be one folder"))
         return beside
-    root = Path(os.path.normpath(beside / Path(given).expanduser()))
-    if root.is_dir():
+    root = _join(beside, given)
+    if os.path.isdir(root):
         return root
     first = next(iter(texts.values()), [])
-    if first and all((beside / text).exists() or _without_parent(beside, text) for text in first):
+    if first and all(os.path.exists(_join(beside, text)) or _without_parent(beside, text) for text in first):
         decisions.record(
             "data", str(beside), f"`path: {given}` of the data.yaml does not exist; the images lie beside it"
         )
@@ -285,7 +288,8 @@ def _without_parent(root: Path, text: str) -> Path | None:
     A popular exporter writes the folders beside its YAML like that.
     """
     stripped = root / text.removeprefix("../")
-    return stripped if text.startswith("../") and not (root / text).exists() and stripped.exists() else None
+    missing = text.startswith("../") and not os.path.exists(root / text)
+    return stripped if missing and os.path.exists(stripped) else None
 
 
 def _resolve(root: Path, text: str, decisions: Decisions) -> Path:
@@ -293,4 +297,9 @@ def _resolve(root: Path, text: str, decisions: Decisions) -> Path:
     if beside is not None:
         decisions.record("data", str(beside), f"data.yaml says {text}, which does not exist; taken without the ../")
         return beside
-    return Path(os.path.normpath(root / Path(text).expanduser()))
+    return _join(root, text)
+
+
+def _join(folder: Path, text: str) -> Path:
+    """Return the path that a text of the file means: relative to a folder, absolute, or from a home folder."""
+    return Path(os.path.normpath(os.path.join(folder, os.path.expanduser(text))))

@@ -84,7 +84,7 @@ def set_problems(images: Images, known: Mapping[str, Known], names: Names, need:
         problems.append(
             Problem("data.path (train)", f"{len(train):,} images",
                     f"not one has a label (looked for {names.of(known[train[0]].label_path)} and the like)",
-                    "put the label files there: in labels/ beside images/, or beside the images")
+                    "put the label files there, named like their images")
         )  # fmt: skip
     return problems
 
