@@ -174,10 +174,23 @@ def test_splits_written_relative_to_a_folder_above_are_found_beside_the_yaml(tmp
     assert len(decisions) == 2
 
 
+def test_upwards_from_a_linked_folder_is_meant_from_where_the_link_leads(tmp_path):
+    make_yolo_set(tmp_path / "disk/set")
+    write(tmp_path / "disk/set", valid("names: [a, b]", "path: ../set"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/current").symlink_to(tmp_path / "disk/set")
+    assert read(tmp_path / "home/current/data.yaml").entries["train"] == [tmp_path / "disk/set/images/train"]
+
+
 def test_split_as_a_list_of_folders(tmp_path):
     path = write(tmp_path, "train: [one, two]\nval: /abs/three\nnames: [a]\n")
     entries = read(path).entries
     assert entries == {"train": [tmp_path / "one", tmp_path / "two"], "val": [Path("/abs/three")]}
+
+
+def test_odd_paths_are_refused_like_any_other(tmp_path):
+    assert "no such file" in refusal(Path("~nobody-by-this-name/data.yaml"))
+    assert "no such folder" in refusal(write(tmp_path, valid("names: [a]", f"path: {'x' * 300}")))
 
 
 def test_download_key_is_not_executed(tmp_path):

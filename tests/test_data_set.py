@@ -246,6 +246,12 @@ def test_missing_split_folder_is_refused(tmp_path, refusal):
     assert f"{tmp_path}/set holds data.yaml, images, labels" in message
 
 
+def test_split_with_an_impossible_name_is_refused(tmp_path, refusal):
+    yaml_path = make_yolo_set(tmp_path / "set")
+    replace(yaml_path, "images/val", "x" * 300)
+    assert "no such folder or list file" in refusal(yaml_path)
+
+
 def test_empty_split_is_refused(tmp_path, refusal):
     yaml_path = make_yolo_set(tmp_path / "set")
     shutil.rmtree(tmp_path / "set/images/val")

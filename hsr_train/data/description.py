@@ -6,7 +6,7 @@ downloaded, whatever the file asks for. Every scalar is read as text (YAML's bas
 """
 
 # os.path answers False where pathlib raises (a name too long, a folder without permission, an unknown ~user).
-# ruff: noqa: PTH100, PTH110, PTH111, PTH112, PTH113, PTH118
+# ruff: noqa: PTH110, PTH111, PTH112, PTH113, PTH118
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read_description(
     Raises:
         InputError: With every problem of the file.
     """
-    yaml_path = Path(os.path.abspath(os.path.expanduser(path)))
+    yaml_path = absolute_path(Path.cwd(), str(path))
     content = _parse(yaml_path, _read_text(yaml_path))
     problems: list[Problem] = []
     if content.get("validation") and not content.get("val"):
@@ -97,6 +97,15 @@ def read_description(
         raise InputError(problems)
     entries = {split: [_resolve(root, text, decisions) for text in entry] for split, entry in texts.items()}
     return Description(yaml_path, root, names, entries, pose_columns)
+
+
+def absolute_path(folder: Path, text: str) -> Path:
+    """Return the path that a text means: relative to a folder, absolute, or from a home folder.
+
+    Symbolic links stay, except where the text goes upwards: that is meant from where a link leads.
+    """
+    joined = os.path.join(folder, os.path.expanduser(text))
+    return Path(os.path.realpath(joined) if ".." in Path(joined).parts else os.path.normpath(joined))
 
 
 class _TextLoader(BaseLoader):
@@ -266,11 +275,11 @@ def _root(
     if not isinstance(given, str):
         problems.append(Problem(f"{yaml_path}: path", str(given), "must be one folder"))
         return beside
-    root = _join(beside, given)
+    root = absolute_path(beside, given)
     if os.path.isdir(root):
         return root
     first = next(iter(texts.values()), [])
-    if first and all(os.path.exists(_join(beside, text)) or _without_parent(beside, text) for text in first):
+    if first and all(os.path.exists(absolute_path(beside, text)) or _without_parent(beside, text) for text in first):
         decisions.record(
             "data", str(beside), f"`path: {given}` of the data.yaml does not exist; the images lie beside it"
         )
@@ -297,9 +306,4 @@ def _resolve(root: Path, text: str, decisions: Decisions) -> Path:
     if beside is not None:
         decisions.record("data", str(beside), f"data.yaml says {text}, which does not exist; taken without the ../")
         return beside
-    return _join(root, text)
-
-
-def _join(folder: Path, text: str) -> Path:
-    """Return the path that a text of the file means: relative to a folder, absolute, or from a home folder."""
-    return Path(os.path.normpath(os.path.join(folder, os.path.expanduser(text))))
+    return absolute_path(root, text)

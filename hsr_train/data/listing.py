@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hsr_train.data.description import absolute_path
 from hsr_train.data.images import IMAGE_SUFFIXES
 from hsr_train.data.labels import LabelRules, parse_labels
 from hsr_train.errors import Problem
@@ -169,12 +170,12 @@ def _read_list(split: str, path: Path, root: Path, listing: Listing) -> None:
         what = err.strerror if isinstance(err, OSError) else "it is not UTF-8 text"
         listing.missing.append(Problem(f"data.path ({split})", str(path), f"the list cannot be read: {what}"))
         return
-    bases = [str(path.parent), str(root)]
+    bases = [path.parent, root]
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text:
             continue
-        candidates = [os.path.normpath(os.path.join(base, text)) for base in bases]
+        candidates = [str(absolute_path(base, text)) for base in bases]
         image = next((c for c in candidates if os.path.isfile(c)), None)
         if image is None:
             looked = " and ".join(dict.fromkeys(candidates))
