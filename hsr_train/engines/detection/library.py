@@ -51,6 +51,7 @@ def bring_up() -> None:
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     os.environ.update(_ENVIRONMENT, YOLO_CONFIG_DIR=str(folder))
     os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("MPLCONFIGDIR", str(folder))  # else matplotlib writes its list of fonts into the home
 
     import ultralytics.utils as utils
     from ultralytics.utils import callbacks, downloads
