@@ -13,7 +13,15 @@ import sys
 _LOCAL = {"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
 _NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.posix_spawn", "os.exec"}
-_FILES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"}
+# Which arguments are paths, and which hold the folder (a descriptor, or -1) that each is relative to.
+_FILES = {
+    "os.mkdir": ((0, 2),),
+    "os.remove": ((0, 1),),
+    "os.rmdir": ((0, 1),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -27,6 +35,12 @@ def host_of(event, args):
         return args[0]
     address = args[1]
     return address[0] if isinstance(address, tuple) else None
+
+
+def whole_path(path, folder):
+    """Return a path with the folder that it is relative to, where that was given as a descriptor."""
+    base = os.readlink(f"/proc/self/fd/{folder}") if folder != -1 else ""  # noqa: PTH115 (pathlib at every start?)
+    return os.path.join(base, os.fsdecode(path))  # noqa: PTH118
 
 
 def install(events_path=None):
@@ -51,9 +65,8 @@ def install(events_path=None):
         elif event in _PROGRAMS:
             record(event, args)
         elif event in _FILES:
-            record(event, args[0])
-            if event == "os.rename":
-                record(event, args[1])
+            for path, folder in _FILES[event]:
+                record(event, whole_path(args[path], args[folder]))
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING and not isinstance(args[0], int):
             record(event, os.fsdecode(args[0]) if args[0] is not None else args)
 
