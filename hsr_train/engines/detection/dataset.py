@@ -6,6 +6,7 @@ files; `EpochSampler` tells each sample its epoch, since loader workers prefetch
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sys
@@ -238,9 +239,13 @@ def _walk(transform: Any) -> Iterator[Any]:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which shuts its workers down."""
+    """Leave Ctrl-C to the main process, which shuts its workers down; obey SIGTERM without a sign of failure.
+
+    Schedulers send SIGTERM to every process of a run. A worker that is killed by it makes torch raise in the main
+    process, at about the moment at which that is told to stop itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def make_loader(
