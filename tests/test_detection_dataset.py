@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -478,3 +480,27 @@ def test_copy_paste_by_mixing_is_a_function_of_its_key_too(sets: dict[str, Detec
     make = {"augmentation": "strong", "copy_paste_mode": "mixup", "copy_paste": 1.0}
     data = build(sets["polygons"], tmp_path, **make)
     assert by_hand(data, KEYS) == by_hand(build(sets["polygons"], tmp_path, cache="ram", **make), KEYS[::-1])
+
+
+# ---- workers
+
+
+def test_worker_leaves_ctrl_c_to_the_main_process_and_obeys_sigterm(
+    sets: dict[str, DetectionSet], tmp_path: Path
+) -> None:
+    """An exit status of 0, since torch raises in the main process for any other end of a worker."""
+    loader = make_loader(
+        build(sets["boxes"], tmp_path), batch_size=4, workers=1, seed=0, shuffle=True, start_epoch=0, pin=False
+    )
+    try:
+        batches = iter(loader)
+        next(batches)
+        (worker,) = loader.iterator._workers
+        os.kill(worker.pid, signal.SIGINT)
+        assert len([next(batches), next(batches)]) == 2
+        assert worker.is_alive()
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.join(timeout=10)
+        assert worker.exitcode == 0
+    finally:
+        loader.close()
