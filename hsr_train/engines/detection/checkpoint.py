@@ -35,7 +35,12 @@ def serialize_weights(trainer: Any, metrics: dict[str, float]) -> bytes:
         trainer: The trainer after an epoch.
         metrics: Validation metrics of this epoch, stored as train_metrics.
     """
-    model = deepcopy(trainer.ema.ema).half().to(memory_format=torch.contiguous_format)
+    model = deepcopy(trainer.ema.ema)
+    largest = torch.finfo(torch.float16).max
+    for value in model.state_dict().values():  # the variance of a batch norm can be beyond float16
+        if value.is_floating_point():
+            value.clamp_(-largest, largest)
+    model = model.half().to(memory_format=torch.contiguous_format)
     arguments = {k: v for k, v in vars(trainer.args).items() if k in DEFAULT_CFG_KEYS}
     model.criterion, model.args, model.task = None, arguments, "detect"
     for parameter in model.parameters():

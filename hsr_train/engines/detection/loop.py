@@ -7,6 +7,7 @@ disk, in this order, so that a run killed at any moment resumes from the last wh
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 import warnings
@@ -127,12 +128,18 @@ class Loop:
         if hasattr(criterion, "update"):
             criterion.update()
         losses = {k: float(v) for k, v in means.items()}
-        if not all(torch.isfinite(v).all() for v in means.values()):
-            raise RunError(
-                f"The loss became {losses} in epoch {epoch + 1}. The weights and the state of epoch {epoch} are "
-                "intact. Start again with a lower rate (optimizer.lr0) or without mixed precision (train.amp=false)."
-            )
+        self._refuse_divergence(epoch, losses)
         return losses
+
+    def _refuse_divergence(self, epoch: int, losses: dict[str, float]) -> None:
+        weights = self.trainer.ema.ema.state_dict().values()
+        if all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights):
+            return
+        kept = f"The weights and the state of epoch {epoch} are intact. " if epoch else ""
+        raise RunError(
+            f"Training diverged in epoch {epoch + 1}: losses or weights are no numbers any more ({losses}). {kept}"
+            "Start again with a lower rate (optimizer.lr0) or without mixed precision (train.amp=false)."
+        )
 
     def _backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         trainer = self.trainer
