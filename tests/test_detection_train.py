@@ -15,8 +15,9 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -447,6 +448,33 @@ def test_loss_that_is_no_number_ends_the_run_with_advice(
     assert not (run / "training_result.json").exists()
 
 
+def test_weights_that_are_no_numbers_are_not_saved(
+    quick: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of an epoch spoils them: its loss was still sound."""
+    original = RunTrainer.optimizer_step
+
+    def spoil(trainer: RunTrainer) -> None:
+        next(trainer.model.parameters()).data.fill_(float("inf"))
+        original(trainer)
+
+    monkeypatch.setattr(RunTrainer, "optimizer_step", spoil)
+    with pytest.raises(RunError, match="diverged in epoch 1") as caught:
+        quick()
+    assert "intact" not in str(caught.value), "there is no epoch before"
+    assert not list((only_run(tmp_path) / "weights").iterdir())
+
+
+def test_value_beyond_float16_stays_finite_in_the_weights_file(tmp_path: Path) -> None:
+    model = torch.load(write_checkpoint(tmp_path / "a.pt"), weights_only=False)["model"].float()
+    model.model[0].bn.running_var.fill_(1e6)
+    trainer = SimpleNamespace(ema=SimpleNamespace(ema=model), args=SimpleNamespace())
+    (tmp_path / "b.pt").write_bytes(checkpoint.serialize_weights(trainer, {}))
+    saved = torch.load(tmp_path / "b.pt", weights_only=False)["model"].model[0].bn.running_var
+    assert saved.dtype == torch.float16 and saved.isfinite().all() and saved.min() > 60_000
+    assert model.model[0].bn.running_var.min() == 1e6, "the running average itself is not changed"
+
+
 def test_defect_of_ours_is_recorded_with_its_traceback(
     quick: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -699,6 +727,26 @@ def test_stopped_command_continues_to_the_end_of_an_uninterrupted_one(
     assert status_of(run) == ("completed", 0)
     again = command([f"resume={run}"], tmp_path)
     assert again.returncode == 2 and "finished" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [("yolov8n", "sgd"), ("yolov8n", "auto"), ("yolov8n", "rmsprop"), ("yolo26n", "adamw"), ("yolo11n", "nadam")],
+)
+def test_any_family_and_optimizer_continues_to_the_same_end(
+    data: Path, tmp_path: Path, shared_cache: Path, model: str, optimizer: str
+) -> None:
+    """YOLO26's loss changes from epoch to epoch; each optimizer remembers something else."""
+    runs = []
+    for name in ("whole", "stopped"):
+        how = {"model": model, "optimizer": optimizer}
+        with quick_pictures(), interrupting(RunTrainer, "optimizer_step", 4) if name == "stopped" else nullcontext():
+            train(data, tmp_path / name, shared_cache, **how)
+        runs.append(only_run(tmp_path / name))
+    with quick_pictures():
+        resume(runs[1])
+    assert_same_end(runs[1], runs[0])
 
 
 @pytest.mark.slow
