@@ -39,12 +39,14 @@ from detection_runs import (
 
 import hsr_train
 from hsr_train.cli import main
+from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Result
 from hsr_train.engines.detection import checkpoint, engine, loop
 from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.errors import InputError, RunError
+from hsr_train.hardware import detect
 from hsr_train.run.directory import RunDirectory
 
 SEED_COLUMNS = ["epoch", "box_loss", "cls_loss", "dfl_loss", "mAP50", "mAP50-95", "precision", "recall"]
@@ -284,6 +286,67 @@ def test_varied_image_sizes_repeat_too(quick: Train, monkeypatch: pytest.MonkeyP
     assert sizes[:6] == sizes[6:]
     assert set(sizes) <= {32, 64, 96, 128, 160} and len(set(sizes)) >= 3
     assert sizes[:3] != sizes[3:6], "each epoch draws its own"
+
+
+# ---- against the library's own loop
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"train__batch": 3, "train__nbs": 3, "optimizer__warmup_epochs": 1.5}, id="warm-up"),
+        pytest.param({"train__batch": 3, "train__nbs": 9, "optimizer__warmup_epochs": 0}, id="accumulation"),
+        pytest.param(
+            {"train__batch": 4, "train__nbs": 4, "optimizer": "sgd", "train__cos_lr": "true", "train__freeze": 3},
+            id="sgd, cosine, frozen",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_weights_are_those_of_ultralytics_own_loop(
+    quick: Train, data: Path, tmp_path: Path, shared_cache: Path, more: dict[str, Any]
+) -> None:
+    """To the bit, where no gradients cross an epoch's end: the library would keep them, we step."""
+    start_file = write_checkpoint(tmp_path / "start.pt")
+    more = {"model": None, "model__weights": start_file, "train__close_mosaic": 0, **more}
+    run = folder_of(quick(**more))
+    ours = torch.load(run / "state" / "last.pt", weights_only=True)
+
+    experiment = hsr_train.compose(overrides(data, tmp_path / "library", shared_cache, **more))
+    plan = engine.DetectionEngine().prepare(experiment, detect(), Decisions())
+    other = RunDirectory.create(tmp_path / "library", "detect", "library")
+    for folder in (other.weights, other.plots):
+        folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = RunTrainer(plan.experiment, plan.inputs, other)
+        for name in ("_setup_train", "save_model", "save_metrics", "final_eval", "plot_metrics"):
+            patch.setattr(trainer, name, lambda *args, **kwargs: None)
+        trainer._do_train()
+    for key, value in trainer.model.state_dict().items():
+        assert torch.equal(value, ours["model"][key]), key
+    assert trainer.ema.updates == ours["ema_updates"]
+    for key, value in trainer.ema.ema.state_dict().items():
+        assert torch.equal(value, ours["ema"][key]), key
+
+
+def test_optimizer_steps_where_the_schedule_says(quick: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine images in batches of 4, 4 and 1, stepping after 8 and at the end once the first epoch's warm-up is over."""
+    steps: list[tuple[int, int]] = []
+    seen = {"images": 0}
+    backward, step = Loop._backward, RunTrainer.optimizer_step
+
+    def counting(self: Loop, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        seen["images"] += int(batch["img"].shape[0])
+        return backward(self, batch)
+
+    def noting(trainer: RunTrainer) -> None:
+        steps.append((trainer.epoch, seen["images"] - 9 * trainer.epoch))
+        step(trainer)
+
+    monkeypatch.setattr(Loop, "_backward", counting)
+    monkeypatch.setattr(RunTrainer, "optimizer_step", noting)
+    quick(train__epochs=2, train__close_mosaic=0)
+    assert steps == [(0, 4), (0, 8), (0, 9), (1, 8), (1, 9)]
 
 
 # ---- what is configured takes effect
