@@ -106,7 +106,8 @@ def check(found: Traces) -> None:
     assert found.of("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto") == []
     stays = [path.name for path in (found.root / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
     assert stays == [], "temporary folders of ours; torch keeps one of its own"
-    assert not [line for line in found.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
+    loud = [line for line in found.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
+    assert not [line for line in loud if "The weights find nothing" not in line], "an export says that, of such weights"
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_fake_package_would_be_seen(run: Traces) -> None:
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_run_leaves_everything_as_it_was(tmp_path: Path, cache: str, workers: int) -> None:
-    found = traces(tmp_path / "root", train__cache=cache, train__workers=workers, export__formats="[torchscript]")
+    found = traces(tmp_path / "root", train__cache=cache, train__workers=workers, export__formats="[onnx,torchscript]")
     check(found)
 
 
