@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from hsr_train.engines.base import Engine, Plan, Result, RunContext
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError, Terminated
 from hsr_train.hardware import Machine, detect
-from hsr_train.run.atomic import write_json, write_text
+from hsr_train.run.atomic import free_space, write_json, write_text
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.log import attach_file, detach_file, success
@@ -36,6 +37,8 @@ from hsr_train.run.status import StatusWriter, read_status
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
 
 log = logging.getLogger(__name__)
+
+LEAST_FREE_BYTES = 16 * 2**20
 
 
 def execute(experiment: Experiment) -> Result:
@@ -69,6 +72,7 @@ def execute(experiment: Experiment) -> Result:
             run = RunDirectory.open(Path(resumed))
         else:
             label = experiment.preset if experiment.mode == "train" else experiment.mode
+            _require_space(output_dir)
             run = RunDirectory.create(output_dir, experiment.task, label)
         with run.lock(), ExitStack() as stack:
             handler = attach_file(run.train_log)
@@ -81,6 +85,16 @@ def execute(experiment: Experiment) -> Result:
             except BaseException as error:
                 _write_down(error, handler)
                 raise
+
+
+def _require_space(output_dir: Path) -> None:
+    """Refuse a disk on which not even a run's records fit, before a directory is made."""
+    folder = next(f for f in (output_dir, *output_dir.parents) if f.exists())
+    if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+        reason = f"the disk is full: {free_space(folder)}"
+        raise InputError(
+            Problem("output_dir", str(output_dir), reason, "make space, or output_dir=FOLDER on another disk")
+        )
 
 
 def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack: ExitStack) -> Result:
@@ -104,6 +118,8 @@ def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack:
     except BaseException as failure:
         outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
         error, result = _message(failure), _so_far(run)
+        if experiment.mode == "train" and isinstance(failure, (HsrTrainError, KeyboardInterrupt)):
+            log.info("To go on when the cause is gone: python -m hsr_train resume=%s", run.path)
         raise
     finally:
         if experiment.mode == "train":

@@ -72,7 +72,7 @@ def load_detection_set(
         decisions.record("data.on_bad", "skip", f"{num_broken} broken images are left out")
     elif num_broken:
         remedies.append(
-            Problem("data.on_bad", "error", f"{num_broken:,} broken images (or their labels) stop the run",
+            Problem("data.on_bad", "error", f"problems of {num_broken:,} files in {description.root} stop the run",
                     "repair them, or train without them: data.on_bad=skip")
         )  # fmt: skip
     if config.val_fraction is not None:

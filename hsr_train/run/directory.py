@@ -13,7 +13,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -171,8 +171,9 @@ class RunDirectory:
         _locks.add(descriptor)
         try:
             self._flock(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            with suppress(OSError):  # who holds the lock is for messages only; a full disk does not weaken it
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
             remove_leftovers(self.path)
             yield
         finally:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from copy import copy
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,12 @@ def _walk(transform: Any) -> Iterator[Any]:
         yield from _walk(transform.pre_transform)
 
 
+def _say_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report a worker's error, but not that the main process has left while a batch was on its way."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _start_worker(worker_id: int) -> None:
     """Leave Ctrl-C to the main process, which shuts its workers down; obey SIGTERM without a sign of failure.
 
@@ -246,6 +253,7 @@ def _start_worker(worker_id: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    sys.excepthook = _say_unless_left
 
 
 def make_loader(

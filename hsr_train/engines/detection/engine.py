@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -24,17 +25,20 @@ from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.options import passed_through, refused
 from hsr_train.engines.detection.predict import predict
+from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.schedule import effective_batch
 from hsr_train.engines.detection.trainer import DetectionInputs, RunTrainer
-from hsr_train.errors import InputError, Problem
+from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
-from hsr_train.run.atomic import write_json, write_text
+from hsr_train.run.atomic import free_space, write_json, write_text
 from hsr_train.run.curves import plot_curves
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
 DEMO = "demo"
+_STATE_BYTES_PER_PARAMETER = 16
+"""Model, EMA and the two moments of an Adam-like optimizer, in float32."""
 
 
 class DetectionEngine:
@@ -69,13 +73,16 @@ class DetectionEngine:
             dataset = _load_data(experiment, cache_dir, decisions)
         except InputError as error:
             problems += error.problems
-        if sources is not None and not sources.exists():
-            problems.append(Problem("data.path", str(sources), "does not exist", "data.path=IMAGE, FOLDER or VIDEO"))
+        if sources is not None:
+            try:
+                find_sources(sources, Path(experiment.output_dir).expanduser().absolute())
+            except InputError as error:
+                problems += error.problems
         if problems or start is None:
             raise InputError(problems)
         if experiment.mode in ("validate", "predict", "export"):
             _take_image_size(experiment, start, decisions)
-        if dataset is not None and start.names is not None:
+        if dataset is not None and start.names is not None and experiment.origin.resume_from is None:
             _compare_classes(experiment, start, dataset)
         _decide_loading(experiment, machine, device, dataset, cache_dir, decisions)
         if experiment.mode in ("train", "check") and dataset is not None:
@@ -111,6 +118,7 @@ class DetectionEngine:
         start_epoch = state["epochs_done"] if state else 0
         trainer = RunTrainer(experiment, inputs, run, start_epoch)
         try:
+            _require_space(trainer, run)
             if state:
                 checkpoint.restore_state(trainer, state)
                 log.info("Resuming after epoch %d of %d", start_epoch, experiment.train.epochs)
@@ -294,13 +302,27 @@ def _compare_classes(experiment: DetectExperiment, start: weights.Weights, datas
         raise InputError(
             Problem(
                 "model.weights",
-                f"{len(start.names)} classes ({', '.join(start.names[:5])}, ...)",
-                f"the data has {len(dataset.names)} ({', '.join(dataset.names[:5])}, ...)",
+                f"{len(start.names)} classes ({_some(start.names)})",
+                f"the data has {len(dataset.names)} ({_some(dataset.names)})",
                 "use weights that were trained on these classes",
             )
         )
     else:
         log.warning("Class names differ: weights %s, data %s; compared by number", start.names, dataset.names)
+
+
+def _require_space(trainer: RunTrainer, run: RunDirectory) -> None:
+    """Refuse to train what could not be saved: the state in float32, twice while it is replaced, and weights."""
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    needed = parameters * (2 * _STATE_BYTES_PER_PARAMETER + 3 * 2)
+    if shutil.disk_usage(run.path).free < needed:
+        raise RunError(
+            f"{run.path}: {free_space(run.path)}, the state and weights of this model need {needed / 1e6:.0f} MB"
+        )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _decide_loading(
