@@ -1,42 +1,33 @@
-"""task=detect: checks and decides (`prepare`), then trains, validates, predicts or exports through ultralytics."""
+"""task=detect: trains, validates, predicts and exports through ultralytics what `preparation.py` has checked."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hsr_train.config.schema import DetectExperiment
-from hsr_train.data.cache import cache_root
-from hsr_train.data.demo import ensure_demo_set
-from hsr_train.data.detection_set import DetectionSet
-from hsr_train.data.yolo import load_detection_set
-from hsr_train.decisions import Decision, Decisions
+from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
-from hsr_train.engines.detection import checkpoint, weights
+from hsr_train.engines.detection import checkpoint
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
-from hsr_train.engines.detection.export import ExportError, check_export, export_model
+from hsr_train.engines.detection.export import ExportError, export_model
 from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
-from hsr_train.engines.detection.options import passed_through, refused
+from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
-from hsr_train.engines.detection.predict_sources import find_sources
-from hsr_train.engines.detection.schedule import effective_batch
-from hsr_train.engines.detection.trainer import DetectionInputs, RunTrainer
-from hsr_train.errors import InputError, Problem, RunError
-from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
+from hsr_train.engines.detection.preparation import prepare
+from hsr_train.engines.detection.trainer import RunTrainer
+from hsr_train.errors import RunError
+from hsr_train.hardware import Machine
 from hsr_train.run.atomic import free_space, write_json, write_text
 from hsr_train.run.curves import plot_curves
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-DEMO = "demo"
 _STATE_BYTES_PER_PARAMETER = 16
 """Model, EMA and the two moments of an Adam-like optimizer, in float32."""
 
@@ -45,70 +36,8 @@ class DetectionEngine:
     """YOLO detectors."""
 
     def prepare(self, experiment: DetectExperiment, machine: Machine, decisions: Decisions) -> Plan:
-        """Check data, weights and device, and decide every `auto`. Writes only to the cache folder.
-
-        Raises:
-            InputError: With every problem found.
-        """
-        experiment = deepcopy(experiment)
-        pin_cuda_order()
-        cache_dir = cache_root(experiment.data)
-        problems: list[Problem] = []
-        device, dataset, start = "cpu", None, None
-        try:
-            device, decision = resolve_device(machine, experiment.train.device)
-            _take(experiment.train, "device", decision, decisions)
-        except InputError as error:
-            problems += error.problems
-        try:
-            check_export(experiment.export.formats, experiment.export)
-        except InputError as error:
-            problems += error.problems
-        try:
-            start = _resolve_weights(experiment, cache_dir, decisions)
-        except InputError as error:
-            problems += error.problems
-        sources = Path(experiment.data.path).expanduser().absolute() if experiment.mode == "predict" else None
-        try:
-            dataset = _load_data(experiment, cache_dir, decisions)
-        except InputError as error:
-            problems += error.problems
-        if sources is not None:
-            try:
-                find_sources(sources, Path(experiment.output_dir).expanduser().absolute())
-            except InputError as error:
-                problems += error.problems
-        if problems or start is None:
-            raise InputError(problems)
-        if experiment.mode in ("validate", "predict", "export"):
-            _take_image_size(experiment, start, decisions)
-        if dataset is not None and start.names is not None and experiment.origin.resume_from is None:
-            _compare_classes(experiment, start, dataset)
-        _decide_loading(experiment, machine, device, dataset, cache_dir, decisions)
-        if experiment.mode in ("train", "check") and dataset is not None:
-            problems = refused(experiment, start, dataset)
-            if problems:
-                raise InputError(problems)
-        _make_absolute(experiment)
-        inputs = DetectionInputs(
-            dataset=dataset,
-            weights=start,
-            device=device,
-            cache_dir=cache_dir,
-            val_batch=int(experiment.train.val_batch or 1),
-            sources=sources,
-        )
-        fingerprints: dict[str, Any] = {"weights": {"file": str(start.file or ""), "sha256": start.sha256}}
-        if dataset is not None:
-            fingerprints["data"] = dataset.record()
-        return Plan(
-            experiment=experiment,
-            decisions=decisions,
-            fingerprints=fingerprints,
-            seeds={"train.seed": experiment.train.seed, "data.seed": experiment.data.seed},
-            summary=_summary(experiment, machine, start, dataset, decisions),
-            inputs=inputs,
-        )
+        """See `preparation.prepare`."""
+        return prepare(experiment, machine, decisions)
 
     def train(self, plan: Plan, context: RunContext) -> Result:
         """Train from the start or from the saved state, evaluate best.pt and export it."""
@@ -240,77 +169,6 @@ class DetectionEngine:
         return exports, None
 
 
-def _take(section: Any, field: str, decision: Decision, decisions: Decisions) -> None:
-    """Put a decided value in its place; record it only if it differs from what was configured."""
-    if getattr(section, field) != decision.value:
-        decisions.record(decision.key, decision.value, decision.reason)
-    setattr(section, field, decision.value)
-
-
-def _is_typed(experiment: DetectExperiment, *keys: str) -> bool:
-    return not set(keys).isdisjoint(experiment.origin.typed)
-
-
-def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: Decisions) -> weights.Weights:
-    resumed = experiment.origin.resume_from
-    if resumed is not None:
-        run = RunDirectory.open(Path(resumed))
-        if (run.state / "last.pt").is_file():
-            return weights.inspect(run.weights / "last.pt", None)
-    found = weights.resolve(
-        experiment.model,
-        cache_dir=cache_dir,
-        is_demo=experiment.data.path == DEMO,
-        model_is_typed=_is_typed(experiment, "model", "model.name"),
-        decisions=decisions,
-    )
-    experiment.model.name = found.architecture
-    experiment.model.weights = str(found.file) if found.file else "scratch"
-    return found
-
-
-def _load_data(experiment: DetectExperiment, cache_dir: Path, decisions: Decisions) -> DetectionSet | None:
-    untold = experiment.mode == "export" and not _is_typed(experiment, "data.path", "data")
-    if experiment.mode == "predict" or untold:
-        return None
-    config = deepcopy(experiment.data)
-    if config.path == DEMO:
-        decisions.record("data.path", DEMO, "the built-in demo set; your own: data.path=my/data.yaml")
-        config.path = str(ensure_demo_set(cache_dir, seed=config.seed))
-    need = {"validate": (config.split,), "export": (config.split,)}.get(experiment.mode, ("train", "val"))
-    return load_detection_set(config, decisions, need=need, rehash=experiment.origin.resume_from is not None)
-
-
-def _take_image_size(experiment: DetectExperiment, start: weights.Weights, decisions: Decisions) -> None:
-    if start.imgsz is not None and not _is_typed(experiment, "train.imgsz"):
-        experiment.train.imgsz = start.imgsz
-        decisions.record("train.imgsz", start.imgsz, "the size that the weights were trained with")
-
-
-def _compare_classes(experiment: DetectExperiment, start: weights.Weights, dataset: DetectionSet) -> None:
-    """Other classes are normal when fine-tuning and an error when evaluating."""
-    assert start.names is not None
-    if start.names == dataset.names or (experiment.ultralytics.single_cls and len(start.names) == 1):
-        return
-    if experiment.mode in ("train", "check"):
-        shared = len(set(start.names) & set(dataset.names))
-        log.info(
-            "The weights know %d classes, the data %d, %d by the same name: the head is replaced where they differ",
-            len(start.names), len(dataset.names), shared,
-        )  # fmt: skip
-    elif len(start.names) != len(dataset.names):
-        raise InputError(
-            Problem(
-                "model.weights",
-                f"{len(start.names)} classes ({_some(start.names)})",
-                f"the data has {len(dataset.names)} ({_some(dataset.names)})",
-                "use weights that were trained on these classes",
-            )
-        )
-    else:
-        log.warning("Class names differ: weights %s, data %s; compared by number", start.names, dataset.names)
-
-
 def _require_space(trainer: RunTrainer, run: RunDirectory) -> None:
     """Refuse to train what could not be saved: the state in float32, twice while it is replaced, and weights."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -319,84 +177,3 @@ def _require_space(trainer: RunTrainer, run: RunDirectory) -> None:
         raise RunError(
             f"{run.path}: {free_space(run.path)}, the state and weights of this model need {needed / 1e6:.0f} MB"
         )
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def _decide_loading(
-    experiment: DetectExperiment,
-    machine: Machine,
-    device: str,
-    dataset: DetectionSet | None,
-    cache_dir: Path,
-    decisions: Decisions,
-) -> None:
-    """Decide batch sizes, workers and cache."""
-    train = experiment.train
-    batch = choose_batch(train.batch, machine=machine, device=device, imgsz=train.imgsz,
-                         tier_batch=experiment.origin.tier_batch)  # fmt: skip
-    _take(train, "batch", batch, decisions)
-    number = int(batch.value)
-    train.val_batch = train.val_batch or 2 * number
-    workers = choose_workers(train.workers, machine, batch_bytes=3 * train.val_batch * train.imgsz**2)
-    _take(train, "workers", workers, decisions)
-    if device == "cpu" and train.amp:
-        decisions.record("train.amp", False, "no effect on a CPU")
-        train.amp = False
-    if dataset is None:
-        return
-    shapes = np.concatenate([split.shapes for split in dataset.splits.values()])
-    scale = train.imgsz / shapes.max(axis=1)
-    ram_bytes = int((np.ceil(shapes * scale[:, None]).prod(axis=1) * 3).sum())
-    stored = {path.stem for path in (cache_dir / "images").glob("*.npy")}
-    hashes = [h for split in dataset.splits.values() for h in split.hashes]
-    missing = np.array([h not in stored for h in hashes])
-    disk_bytes = int((shapes.prod(axis=1) * 3 * missing).sum())
-    cache = choose_cache(
-        str(train.cache), ram_bytes=ram_bytes, disk_bytes=disk_bytes, machine=machine, cache_dir=cache_dir
-    )
-    _take(train, "cache", cache, decisions)
-    if "train" in dataset.splits:
-        images = len(dataset.splits["train"].images)
-        step = effective_batch(number, train.nbs, images)
-        if step != train.nbs:
-            reason = f"the multiple of train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
-            decisions.record("effective batch", step, reason)
-
-
-def _make_absolute(experiment: DetectExperiment) -> None:
-    """Paths in the saved configuration do not depend on where the command was typed."""
-    experiment.output_dir = str(Path(experiment.output_dir).expanduser().absolute())
-    if experiment.data.path != DEMO:
-        experiment.data.path = str(Path(experiment.data.path).expanduser().absolute())
-    if experiment.data.cache_dir is not None:
-        experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
-    experiment.model.weights_dirs = [str(Path(d).expanduser().absolute()) for d in experiment.model.weights_dirs]
-
-
-def _summary(
-    experiment: DetectExperiment,
-    machine: Machine,
-    start: weights.Weights,
-    dataset: DetectionSet | None,
-    decisions: Decisions,
-) -> list[str]:
-    """Return the plan in words."""
-    train, optimizer = experiment.train, experiment.optimizer
-    lines = ["Hardware", *(f"  {line}" for line in machine.describe())]
-    if dataset is not None:
-        lines += dataset.summary()
-    lines += [
-        "Plan",
-        f"  model {start.architecture}, weights {start.file or 'from scratch'}",
-        f"  {train.epochs} epochs, {train.imgsz} px, batch {train.batch} (validation {train.val_batch}), "
-        f"{train.workers} workers, cache {train.cache}, device {train.device}, amp {train.amp}",
-        f"  optimizer {optimizer.name}, lr0 {optimizer.lr0}, patience {train.patience}, preset {experiment.preset}, "
-        f"tier {experiment.gpu_tier}",
-        f"  results under {experiment.output_dir}",
-        "Decisions",
-        *(f"  {decision}" for decision in decisions),
-    ]
-    return lines
