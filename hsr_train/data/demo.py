@@ -33,13 +33,13 @@ _README = """\
 The built-in demo set of hsr_train
 ==================================
 
-Household scenes with eight classes of objects ({classes}),
+Household scenes with six classes of objects ({classes}),
 drawn by hsr_train's own generator (seed {seed}); nothing here is a photograph.
 
   data.yaml        the YOLO data set: images/ and labels/, {num_train} training and {num_val} validation pictures.
                    A box encloses what is visible of an object. Objects without a label are look-alikes and clutter.
   annotated/       {num_cutouts} pictures per class of one object alone, with its mask (for copy-paste synthesis)
-  backgrounds/     {num_backgrounds} scenes without any object of the eight classes
+  backgrounds/     {num_backgrounds} scenes without any object of the six classes
   {marker}    lists every file; a set that lacks one is drawn again
 
 This folder is a cache. It may be deleted at any time; hsr_train draws it again when it is needed.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -103,7 +102,7 @@ def cast(thing: Thing, camera: Camera) -> Layer | None:
     A labelled thing is also looked for beyond the picture (up to once its size), to know how much the border cuts off.
     """
     points = thing.points()
-    in_front, clipped = _in_front(points, camera)
+    in_front = _in_front(points, camera)
     if not len(in_front):
         return None
     outline = camera.project(in_front)[:, :2]
@@ -113,40 +112,31 @@ def cast(thing: Thing, camera: Camera) -> Layer | None:
     top, bottom = int(max(y0, -my)), int(min(y1, camera.height + my))
     if right <= left or bottom <= top:
         return None
-    columns, rows = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)
-    if not clipped and thing.casts:  # a small thing: only the rays inside its outline
-        hull = np.round(cv2.convexHull((outline - (left, top)).astype(np.float32))).astype(np.int32)
-        possible = np.zeros((bottom - top, right - left), np.uint8)
-        cv2.fillConvexPoly(possible, hull, 1)
-        cv2.polylines(possible, [hull], True, 1, 3)  # the hull was rounded
-        i, j = possible.nonzero()
-        x, y = columns[j], rows[i]
-        t, code = thing.hit(thing.to_local(camera.position), camera.directions(x, y, thing.rotation))
-    else:
-        d = camera.directions(columns[None, :], rows[:, None], thing.rotation)
-        t, code = thing.hit(thing.to_local(camera.position), d)
-        t, code = t.ravel(), code.ravel()
-        x, y = np.tile(columns, len(rows)), np.repeat(rows, len(columns))
-    inside = (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+    columns, rows = np.arange(left, right), np.arange(top, bottom)
+    x, y = columns.astype(np.float32)[None, :], rows.astype(np.float32)[:, None]
+    t, code = thing.hit(thing.to_local(camera.position), camera.directions(x, y, thing.rotation))
     hit = t < MISS
-    kept = np.flatnonzero(hit & inside)
+    whole = int(np.count_nonzero(hit))
+    if mx:
+        hit &= ((rows >= 0) & (rows < camera.height))[:, None] & ((columns >= 0) & (columns < camera.width))
+    kept = np.flatnonzero(hit)
     if not len(kept):
         return None
+    pixels = (rows[:, None] * camera.width + columns).ravel()[kept]
     centre = (points.min(0) + points.max(0)) / 2
     reach = float(np.sqrt(((points - centre) ** 2).sum(1).max()))
-    pixels = (y[kept] * np.float32(camera.width) + x[kept]).astype(np.intp)
-    return Layer(thing, centre, reach, pixels, t[kept], code[kept], int(hit.sum()))
+    return Layer(thing, centre, reach, pixels, t.ravel()[kept], code.ravel()[kept], whole)
 
 
-def _in_front(points: Array, camera: Camera) -> tuple[Array, bool]:
-    """Return points around the part of a thing that is in front of the camera, and whether some of it is behind."""
+def _in_front(points: Array, camera: Camera) -> Array:
+    """Return points around the part of a thing that is in front of the camera: walls reach behind it."""
     ahead = (points - camera.position) @ camera.axes[0] - np.float32(0.05)
     front, behind = points[ahead > 0], points[ahead <= 0]
     if not len(behind) or not len(front):
-        return front, bool(len(behind))
+        return front
     a, b = ahead[ahead > 0][:, None, None], ahead[ahead <= 0][None, :, None]
     cut = front[:, None] + (behind[None] - front[:, None]) * (a / (a - b))
-    return np.concatenate([front, cut.reshape(-1, 3)]), True
+    return np.concatenate([front, cut.reshape(-1, 3)])
 
 
 @dataclass(frozen=True)
@@ -170,7 +160,7 @@ def look(layers: Sequence[Layer], camera: Camera) -> View:
     view = View(np.full(shape, -1, np.int16), np.full(shape, MISS, np.float32), np.zeros(shape, np.int32))
     owner, depth, code = view.owner.ravel(), view.depth.ravel(), view.code.ravel()  # views, not copies
     for i, layer in enumerate(layers):
-        front = layer.t < depth[layer.pixels]
+        front = np.flatnonzero(layer.t < depth[layer.pixels])
         pixels = layer.pixels[front]
         owner[pixels], depth[pixels], code[pixels] = i, layer.t[front], layer.code[front]
     return view

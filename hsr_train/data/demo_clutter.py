@@ -60,7 +60,7 @@ def _tumbler(rng: Rng) -> Thing:
 
 def _candle(rng: Rng) -> Thing:
     h, r = rng.uniform(0.07, 0.16), rng.uniform(0.025, 0.04)
-    shape = revolved((0, 0), (r, 0), (r, h), (r * 0.8, h - 0.004), (0, h - 0.006))
+    shape = revolved((0, 0), (r, 0), (r, h), (r * 0.8, h), (0, h))
     wax = plain(rng, hsv(rng.random(), rng.uniform(0.05, 0.5), rng.uniform(0.7, 0.95)), 0.04)
     wick = Chain(np.array([[0, 0, h], [0.001, 0, h + 0.006]], np.float32), np.array([0.0018, 0.0015], np.float32))
     dark = np.full((4, 4, 3), 0.15, np.float32)
@@ -95,7 +95,7 @@ def _block(rng: Rng) -> Thing:
 
 def _plate(rng: Rng) -> Thing:
     r = rng.uniform(0.08, 0.12)
-    shape = revolved((0, 0), (r * 0.6, 0), (r, 0.018), (r, 0.021), (r * 0.62, 0.006), (0, 0.005))
+    shape = revolved((0, 0), (r * 0.6, 0), (r, 0.018), (r, 0.021), (r * 0.62, 0.006), (0, 0.006), hollow=True)
     china = hsv(rng.random(), rng.uniform(0, 0.4), rng.uniform(0.75, 0.95))
     texture = bands(shape, [(3, china), (4, china if rng.random() < 0.5 else _paint(rng)), (5, china)])
     return Thing([(shape, ORIGIN, Material((texture,), gloss=0.4, shininess=50))])

@@ -6,9 +6,11 @@ Every picture is a pure function of (generator version, seed, kind, index), so t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -18,7 +20,7 @@ import numpy.typing as npt
 from hsr_train.data.demo_objects import CLASSES
 from hsr_train.data.demo_scene import Photograph, background, cutout, scene
 
-VERSION = 1  # of the generator: goes up with every change that alters a picture, so that old sets are not mistaken
+VERSION = 2  # part of every picture's seed
 JPEG_QUALITY = 90
 _STREAMS = {"train": 0, "val": 1, "cutout": 2, "background": 3}
 
@@ -43,8 +45,8 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The folder's name: whatever changes the content is in it."""
-        return f"demo-v{VERSION}-seed{self.seed}-" + "-".join(str(n) for n in astuple(self)[1:])
+        """The folder's name: whatever changes the content is in it, the generator's own code too."""
+        return f"demo-{_code_digest()}-seed{self.seed}-" + "-".join(str(n) for n in astuple(self)[1:])
 
     def pictures(self) -> list[tuple[str, int]]:
         """Return (kind, index) of every picture; the index of a cut-out counts through the classes."""
@@ -55,6 +57,15 @@ class Plan:
             "background": self.num_backgrounds,
         }
         return [(kind, i) for kind, n in counts.items() for i in range(n)]
+
+
+@cache
+def _code_digest() -> str:
+    """Eight characters that change with the generator's code, so that an older set is never mistaken for this one."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("demo*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def generator(seed: int, kind: str, index: int) -> np.random.Generator:

@@ -72,7 +72,7 @@ def shade(layers: Sequence[Layer], camera: Camera, light: Light, view: View) -> 
 def _patches(layers: Sequence[Layer], camera: Camera, view: View) -> list[_Patch]:
     out = []
     depth, codes = view.depth.ravel(), view.code.ravel()
-    key = view.owner.ravel() * np.int16(16) + (codes // 64).astype(np.int16)
+    key = view.owner.ravel() * np.int16(16) + (codes >> 6).astype(np.int16)
     order = np.argsort(key, kind="stable")
     ends = np.searchsorted(key[order], np.arange(16 * len(layers) + 1))
     rows, columns = (v.astype(np.float32).ravel() for v in np.indices(view.owner.shape))
@@ -86,7 +86,7 @@ def _patches(layers: Sequence[Layer], camera: Camera, view: View) -> list[_Patch
             d = camera.directions(columns[pixels], rows[pixels], thing.rotation)
             eye = thing.to_local(camera.position, at)
             point = (eye[0] + t * d[0], eye[1] + t * d[1], eye[2] + t * d[2])
-            found = shape.surface(point, codes[pixels] % 64)
+            found = shape.surface(point, codes[pixels] & 63)
             towards = 1 - 2 * (dot(found.normal, d) > 0).astype(np.float32)
             albedo = _each(material.look_up(found, t / np.float32(camera.focal)), np.square)
             normal = _each(found.normal, lambda v, s=towards: v * s)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The eight labelled classes of the built-in demo set, each instance with its own size, proportions and colours.
+"""The six labelled classes of the built-in demo set, each instance with its own size, proportions and colours.
 
 `make` builds an instance of a class around its own origin and turns it into a pose in which such a thing is found;
 `stand` puts it on its feet. The unlabelled look-alikes are in `demo_clutter`.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hsr_train.data.demo_shapes import Box, Chain, Revolved
-from hsr_train.data.demo_textures import Rng, hsv, noise, package, plain, small_print, tinted, tone, write
+from hsr_train.data.demo_textures import Rng, hsv, noise, package, small_print, tinted, tone, write
 from hsr_train.data.demo_things import Material, Thing
 from hsr_train.data.demo_vectors import ORIGIN, Array, rotation
 
@@ -106,13 +106,13 @@ def _mug(rng: Rng) -> Thing:
     handle = Chain(curve.astype(np.float32), np.full(13, rng.uniform(0.0045, 0.0065), np.float32))
     glaze = Material((texture,), gloss=0.35, shininess=50)
     plain_glaze = Material((np.broadcast_to(outside, (4, 4, 3)).copy(),), gloss=0.35, shininess=50)
-    upside_down = rng.random() < 0.08
+    upside_down = rng.random() < 0.05
     pose = rotation(rng.uniform(0, 2 * np.pi), np.pi if upside_down else 0.0)
     return Thing([(body, ORIGIN, glaze), (handle, ORIGIN, plain_glaze)], rotation=pose)
 
 
 def _bottle(rng: Rng) -> Thing:
-    r, h = rng.uniform(0.03, 0.041), rng.uniform(0.17, 0.24)
+    r, h = rng.uniform(0.033, 0.042), rng.uniform(0.17, 0.22)
     neck, shoulder = r * rng.uniform(0.32, 0.5), h * rng.uniform(0.52, 0.7)
     collar = shoulder + (h - shoulder) * rng.uniform(0.45, 0.65)
     shoulders = smooth_profile([(r, shoulder), (r * 0.8, shoulder + (collar - shoulder) * 0.45), (neck, collar)], 3)
@@ -130,14 +130,14 @@ def _bottle(rng: Rng) -> Thing:
     label[: max(1, len(label) // 8)] = label[-max(1, len(label) // 8) :] = ink
     for start in (0, 64):
         write(label[:, start : start + 64], str(rng.choice(["POPS", "FIT", "COCOS"])), ink, 0.5, 0.45, 0.35)
-    lying = rng.random() < 0.12
+    lying = rng.random() < 0.07
     pose = rotation(rng.uniform(0, 2 * np.pi), np.pi / 2 if lying else 0.0, 0.0)
     spin = rotation(rng.uniform(0, 2 * np.pi))
     return Thing([(body, ORIGIN, Material((texture,), gloss=0.7, shininess=70))], rotation=pose @ spin)
 
 
 def _cereal_box(rng: Rng) -> Thing:
-    w, d, h = rng.uniform(0.1, 0.15), rng.uniform(0.045, 0.065), rng.uniform(0.15, 0.21)
+    w, d, h = rng.uniform(0.105, 0.145), rng.uniform(0.045, 0.065), rng.uniform(0.15, 0.2)
     base = tone(rng, (0.07, 0.85, 0.95), (0.07, 0.85, 0.95), (0.77, 0.55, 0.6))
     accent = tone(rng, (0.13, 0.8, 0.95), (0.99, 0.85, 0.8))
     ink = hsv(0.1, 0.1, 0.98) if accent[1] < 0.5 else hsv(0.62, 0.9, 0.4)
@@ -152,13 +152,13 @@ def _cereal_box(rng: Rng) -> Thing:
     pose = rotation(rng.uniform(0, 2 * np.pi))
     if rng.random() < 0.3:
         pose = rotation(rng.uniform(-0.7, 0.7) + np.pi * rng.integers(0, 2))
-    if rng.random() < 0.14:
+    if rng.random() < 0.07:
         pose = rotation(rng.uniform(0, 2 * np.pi), -np.pi / 2)
     return Thing([(box, ORIGIN, Material((side, front, lid), gloss=0.12))], rotation=pose)
 
 
 def _can(rng: Rng) -> Thing:
-    r, h = rng.uniform(0.033, 0.044), rng.uniform(0.09, 0.13)
+    r, h = rng.uniform(0.035, 0.045), rng.uniform(0.095, 0.125)
     if rng.random() < 0.1:
         r, h = rng.uniform(0.042, 0.052), rng.uniform(0.045, 0.065)
     body = revolved(
@@ -170,14 +170,14 @@ def _can(rng: Rng) -> Thing:
         body,
         [
             (3, metal),
-            (4, tone(rng, (0.99, 0.9, 0.8), (0.99, 0.9, 0.8), (0.0, 0.1, 0.13))),
+            (4, tone(rng, (0.99, 0.9, 0.8), (0.99, 0.9, 0.55))),
             (6, metal),
             (7, metal * np.float32(0.6)),
             (8, metal * np.float32(0.9)),
         ],
     )
     face = rows_of(body, texture, 3, 4)
-    second, ink = tone(rng, (0.13, 0.5, 0.95), (0.6, 0.6, 0.4)), hsv(0, 0, rng.choice([0.08, 0.97]))
+    second, ink = tone(rng, (0.13, 0.4, 0.95)), hsv(0, 0, rng.choice([0.08, 0.97]))
     kind = rng.integers(0, 3)
     if kind == 0:
         face[len(face) // 2 :] = second
@@ -188,13 +188,13 @@ def _can(rng: Rng) -> Thing:
         face[: len(face) // 4] = face[-len(face) // 4 :] = second
     for start in (0, 43, 86):
         write(face[:, start : start + 42], str(rng.choice(["OATS", "RICE", "POPS"])), ink, 0.5, 0.5, 0.3)
-    lying = rng.random() < 0.15
+    lying = rng.random() < 0.07
     pose = rotation(rng.uniform(0, 2 * np.pi), np.pi / 2 if lying else 0.0) @ rotation(rng.uniform(0, 2 * np.pi))
     return Thing([(body, ORIGIN, Material((texture,), gloss=0.6, shininess=35))], rotation=pose)
 
 
 def _banana(rng: Rng) -> Thing:
-    bend, length = rng.uniform(1.1, 1.9), rng.uniform(0.16, 0.21)
+    bend, length = rng.uniform(1.1, 1.9), rng.uniform(0.16, 0.2)
     thick, n = rng.uniform(0.018, 0.023), 20
     angle = np.linspace(-bend / 2, bend / 2, n)
     radius = length / bend
@@ -224,56 +224,20 @@ def _bowl(rng: Rng) -> Thing:
     inner = smooth_profile([(r - wall, h), (r * belly - wall, h * 0.5), (foot, 0.014)], 3)
     inner.append((0.0, 0.014))
     shape = revolved((0, 0), (foot, 0), *outer, *inner, hollow=True)
-    outside = tone(rng, (0.48, 0.6, 0.6), (0.48, 0.6, 0.6), (0.1, 0.12, 0.93))
+    outside = tone(rng, (0.48, 0.65, 0.65), (0.5, 0.75, 0.5))
     inside = hsv(0.1, 0.06, 0.93) if rng.random() < 0.6 else outside * np.float32(0.9)
     rim = 1 + len(outer)
     texture = bands(shape, [(rim, outside), (rim + len(inner), inside)])
-    if outside[0] > 0.8 or rng.random() < 0.4:
-        rows_of(shape, texture, rim - 3, rim)[:] = tone(rng, (0.48, 0.7, 0.4), (0.03, 0.8, 0.7))
+    if rng.random() < 0.5:
+        rows_of(shape, texture, rim - 3, rim)[:] = tone(rng, (0.48, 0.7, 0.35), (0.12, 0.1, 0.95))
     parts = [(shape, ORIGIN, Material((texture,), gloss=0.4, shininess=45))]
     if rng.random() < 0.45:
         level = h * 0.72
         meal = tinted(hsv(rng.uniform(0, 0.16), rng.uniform(0.3, 0.9), 0.75), noise(rng, (64, 64), (10, 10), 2), 0.4)
         parts.append((revolved((0, level), (r * 0.92 - wall, level)), ORIGIN, Material((meal,), gloss=0.1)))
-    elif rng.random() < 0.12:
+    elif rng.random() < 0.1:
         return Thing(parts, rotation=rotation(rng.uniform(0, 6.28), np.pi))
     return Thing(parts, rotation=rotation(rng.uniform(0, 2 * np.pi)))
 
 
-def _ball(rng: Rng) -> Thing:
-    r = rng.uniform(0.036, 0.065)
-    y, x = np.mgrid[0:96, 0:192]
-    texture = np.empty((96, 192, 3), np.float32)
-    kind = rng.integers(0, 3)
-    if kind == 0:  # a beach ball
-        texture[:] = tone(rng, (0.99, 0.85, 0.85), (0.6, 0.8, 0.8))
-        texture[(x // (192 // 6)) % 2 == 0] = hsv(0.1, 0.03, 0.95)
-    elif kind == 1:  # a tennis ball
-        texture[:] = tone(rng, (0.2, 0.75, 0.85))
-        texture[np.abs(y - 48 - 22 * np.sin(x / 192 * 4 * np.pi)) < 5] = hsv(0, 0, 0.95)
-    else:  # a toy ball with dots
-        texture[:] = tone(rng, (0.06, 0.85, 0.95), (0.1, 0.04, 0.95))
-        around = np.maximum(np.sin(np.pi * (y + 0.5) / 96), 0.2)
-        dots = ((x + (y // 24) % 2 * 16) % 32 - 16) ** 2 * around**2 + (y % 24 - 12) ** 2 < 60
-        texture[dots] = tone(rng, (0.6, 0.8, 0.5), (0.34, 0.8, 0.5))
-    pose = rotation(rng.uniform(0, 6.28), rng.uniform(0, 6.28), rng.uniform(0, 6.28))
-    chain = Chain(np.zeros((1, 3), np.float32), np.array([r], np.float32))
-    return Thing([(chain, ORIGIN, Material((texture,), gloss=0.3, shininess=25))], rotation=pose)
-
-
-def _sponge(rng: Rng) -> Thing:
-    w, d, h = rng.uniform(0.1, 0.14), rng.uniform(0.07, 0.095), rng.uniform(0.035, 0.05)
-    foam = tone(rng, (0.14, 0.75, 0.93), (0.14, 0.75, 0.93), (0.14, 0.75, 0.93), (0.93, 0.45, 0.93))
-    scour = tone(rng, (0.36, 0.75, 0.35), (0.36, 0.75, 0.35))
-    pores = tinted(foam, -(noise(rng, (96, 128), (24, 32), 2) > 0.45).astype(np.float32), 0.45)
-    felt = plain(rng, scour, 0.35)
-    thick = h * rng.uniform(0.2, 0.3)
-    parts = [
-        (Box((w / 2, d / 2, h / 2)), ORIGIN, Material((pores,), gloss=0.0)),
-        (Box((w / 2, d / 2, thick / 2)), (0.0, 0.0, (h + thick) / 2), Material((felt,), gloss=0.0)),
-    ]
-    turn = float(rng.choice([0, 0, np.pi, np.pi / 2]))
-    return Thing(parts, rotation=rotation(rng.uniform(0, 2 * np.pi), turn))
-
-
-_MAKERS: tuple[Callable[[Rng], Thing], ...] = (_mug, _bottle, _cereal_box, _can, _banana, _bowl, _ball, _sponge)
+_MAKERS: tuple[Callable[[Rng], Thing], ...] = (_mug, _bottle, _cereal_box, _can, _banana, _bowl)

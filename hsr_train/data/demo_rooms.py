@@ -128,7 +128,7 @@ def _light(rng: Rng, target: Array, *, height: tuple[float, float]) -> Light:
     reach = float(np.linalg.norm(at - target))
     warm = rng.uniform(-1, 1)
     colour = np.array([1 + 0.25 * warm, 1.0, 1 - 0.35 * warm], np.float32)
-    share = rng.uniform(0.3, 0.75)  # of the lamp; the rest comes from everywhere
+    share = rng.uniform(0.3, 0.7)  # of the lamp; the rest comes from everywhere
     around = rng.uniform(-0.5, 0.5)
     sky = np.array([1 + 0.15 * around, 1.0, 1 - 0.2 * around], np.float32) * np.float32(1 - share)
     bounce = sky * np.array([0.75, 0.65, 0.55], np.float32)
@@ -151,7 +151,7 @@ def table(rng: Rng, size: tuple[int, int]) -> Room:
     target = support.at(rng.uniform(-0.3, 0.3), rng.uniform(-0.35, 0.3)) + _point(0, 0, rng.uniform(0.02, 0.1))
     elevation = rng.uniform(0.42, 0.85)
     camera = _camera(
-        rng, size, target, rng.uniform(0.46, 0.58), elevation, rng.uniform(-0.4, 0.4), rng.uniform(0.95, 1.15)
+        rng, size, target, rng.uniform(0.42, 0.54), elevation, rng.uniform(-0.4, 0.4), rng.uniform(0.95, 1.15)
     )
     return Room(furniture, [support], camera, _light(rng, target, height=(0.9, 2.0)))
 
@@ -173,7 +173,7 @@ def shelf(rng: Rng, size: tuple[int, int]) -> Room:
         furniture.append(_panel(_point(0, depth, 0), (width, 1.5 * step), back, facing=0.0))
     target = _point(rng.uniform(-0.25, 0.25), -0.05, rng.uniform(-0.12, 0.14))
     azimuth, elevation = rng.uniform(-0.3, 0.3), rng.uniform(0.05, 0.4)
-    camera = _camera(rng, size, target, rng.uniform(0.5, 0.62), elevation, azimuth, rng.uniform(1.0, 1.25))
+    camera = _camera(rng, size, target, rng.uniform(0.47, 0.59), elevation, azimuth, rng.uniform(1.0, 1.25))
     light = _light(rng, camera.position * np.float32(0.6), height=(0.2, 1.0))
     return Room(furniture, supports, camera, light)
 
@@ -191,7 +191,7 @@ def floor(rng: Rng, size: tuple[int, int]) -> Room:
         rng,
         size,
         target,
-        rng.uniform(0.55, 0.68),
+        rng.uniform(0.5, 0.63),
         rng.uniform(0.4, 0.95),
         rng.uniform(-0.5, 0.5),
         rng.uniform(1.2, 1.4),

@@ -26,8 +26,8 @@ from hsr_train.data.demo_vectors import Array, Mask
 WIDTH, HEIGHT = 320, 240
 CUTOUT_SIZE = 208
 
-MIN_VISIBLE_SHARE = 0.5  # an object of which less is seen (hidden or cut off) is taken out of the scene
-MIN_SIDE_PX = 10  # and so is one whose visible box is smaller than this
+MIN_VISIBLE_SHARE = 0.6  # an object of which less is seen (hidden or cut off) is taken out of the scene
+MIN_SIDE_PX = 14  # and so is one whose visible box is smaller than this
 _SPREAD = 0.43  # of the picture's width and height: how far from its middle a thing's middle may be
 _EMPTY_SHARE = 0.06  # of the scenes have no labelled object
 
@@ -175,7 +175,7 @@ def _too_small(seen: Seen) -> bool:
 def _develop(rng: Rng, picture: Array) -> Image:
     """Turn light into an 8-bit picture: exposure, white balance, vignetting, blur, noise."""
     height, width = picture.shape[:2]
-    exposure = 0.22 * 2 ** float(np.clip(rng.normal(0, 0.4), -0.9, 0.9)) / max(float(picture.mean()), 1e-3)
+    exposure = 0.22 * 2 ** float(np.clip(rng.normal(0, 0.35), -0.8, 0.8)) / max(float(picture.mean()), 1e-3)
     gains = np.float32(exposure) * rng.normal(1, 0.06, 3).astype(np.float32)
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     vignette = 1 - np.float32(rng.uniform(0, 0.3)) * (x * x + y * y) / 2

@@ -141,7 +141,7 @@ class Revolved:
     """
 
     profile: Array  # (n, 2): r, z
-    hollow: bool = False  # the inside can be seen
+    hollow: bool = False  # some of it faces the axis and can be seen
 
     @cached_property
     def _edges(self) -> tuple[Array, Array, Array]:
@@ -181,14 +181,19 @@ class Revolved:
             radius = r0 + slope * (o[2] - z0)
             a = dd - (slope * slope) * (dz * dz) + _TINY
             b = od - radius * (slope * dz)
-            root = b * b - a * (oo - radius * radius)
+            c = oo - radius * radius
+            root = b * b - a * c
             real = root >= 0
             if not real.any():
                 continue
             root = np.sqrt(np.maximum(root, 0))
+            if self.hollow or c.min() < 0:
+                q = -b - np.copysign(root, b)
+                solutions = [q / a, c / (q + _TINY)]
+            else:  # seen from outside: only where the ray enters
+                solutions = [c / (root - b + _TINY)]
             low, high = min(z0, z1), max(z0, z1)
-            for sign in (-1, 1) if self.hollow or a.min() < 0 else (-1,):
-                s = (sign * root - b) / a
+            for s in solutions:
                 z = o[2] + s * dz
                 t = _nearest(t, code, _or_miss(s, real & (z >= low) & (z <= high) & (s > NEAR)), i)
         return t, code
@@ -217,7 +222,7 @@ class Revolved:
 
 @dataclass(frozen=True)
 class Chain:
-    """Overlapping spheres along a curve (a banana, a handle, a leaf); a single one is a ball."""
+    """Overlapping spheres along a curve: a banana, a handle, a leaf."""
 
     centres: Array  # (n, 3)
     radii: Array  # (n,)
@@ -239,11 +244,6 @@ class Chain:
         """Normals as of a tube, so that the single spheres do not show."""
         out = shift(p, self.centres[code].T)
         size = float(2 * np.pi * self.radii.max())
-        if len(self.centres) == 1:
-            normal = unit(out)
-            u = np.arctan2(normal[1], normal[0]) * np.float32(0.5 / np.pi) + np.float32(0.5)
-            v = np.asarray(np.arccos(np.clip(normal[2], -1, 1)) / np.float32(np.pi), np.float32)
-            return Surface(normal, u, v, None, size)
         tangent = np.gradient(self.centres, axis=0).astype(np.float32)
         tangent = (tangent / np.linalg.norm(tangent, axis=1, keepdims=True))[code].T
         along = dot(out, tangent) * ((code > 0) & (code < len(self.radii) - 1))
