@@ -254,7 +254,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one seed, 3 epochs, 96 px: does it run at all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--worker-epochs", type=int, default=4, help="epochs of the runs with two loader workers")
+    parser.add_argument("--worker-epochs", type=int, default=4, help="epochs of the runs with two workers, 0: none")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--nbs", type=int, default=32)
@@ -268,7 +268,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.data, options.weights, options)
         for seed in options.seeds:
-            for who in ("ours", "yolo", "ours with workers"):
+            for who in ("ours", "yolo", *(("ours with workers",) if options.worker_epochs else ())):
                 if who == "yolo":
                     run = bench.yolo(seed, options.epochs)
                 elif who == "ours":
