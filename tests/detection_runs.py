@@ -68,12 +68,18 @@ def resume(run_dir: Path, *more: str) -> Result:
     return hsr_train.execute(hsr_train.compose([f"resume={run_dir}", *more]))
 
 
+def fresh_environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without what bringing up ultralytics has put into it."""
+    ours = ("YOLO_", "ULTRALYTICS_", "MPLCONFIGDIR", "MPLBACKEND", "NO_ALBUMENTATIONS_UPDATE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
+
+
 def start(words: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """Start the command in a process group of its own; its output is captured."""
     return subprocess.Popen(
         [sys.executable, "-m", "hsr_train", *words],
         cwd=cwd,
-        env=os.environ | environment,
+        env=fresh_environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

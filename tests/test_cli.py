@@ -337,7 +337,7 @@ def test_signal_ends_a_run_with_its_status(tmp_path: Path, number: int, status: 
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, message = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=120)
     assert process.returncode == status
     assert (tmp_path / "tidied").exists()
     assert "Traceback" not in message

@@ -208,7 +208,7 @@ def test_close_mosaic_that_nobody_typed_is_shortened_to_a_fifth() -> None:
 def test_automatic_optimizer_drops_the_rate_of_a_preset_and_says_so() -> None:
     e = compose(["preset=demo", "optimizer=auto"])
     assert (e.optimizer.name, e.optimizer.lr0, e.optimizer.momentum) == ("auto", None, None)
-    assert "0.002" in next(d.reason for d in e.origin.decisions if d.key == "optimizer.lr0")
+    assert "0.003" in next(d.reason for d in e.origin.decisions if d.key == "optimizer.lr0")
 
 
 # A file of the user's that is at fault: its text, and what the message says.

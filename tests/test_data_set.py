@@ -308,7 +308,7 @@ def test_every_problem_is_in_one_report(tmp_path, refusal):
         "labels/val/0001.txt:1: class 7",
         "labels/val/0001.txt:2: box from",
         "images/val/small.png: is 8 x 8 pixels",
-        "5 broken images",
+        "problems of 5 files",
         "data.on_bad=skip",
     ):
         assert part in message
@@ -345,7 +345,8 @@ def test_skip_trains_without_broken_images_and_records_them(tmp_path, cache, cap
         "labels/train/0001.txt:2",
     ]
     assert [(d.key, d.value) for d in decisions] == [("data.on_bad", "skip")]
-    assert [r.message.split(" (")[0] for r in caplog.records] == ["2 broken images are left out"]
+    warned = [r.message.split(" (")[0] for r in caplog.records if r.levelno >= logging.WARNING]
+    assert warned == ["2 broken images are left out"]
 
 
 def test_skip_that_leaves_a_split_empty_is_refused(tmp_path, refusal):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from detection_runs import command, overrides
+from detection_runs import command, fresh_environment, overrides
 from yolo_sets import make_yolo_set
 
 FAKE_ALBUMENTATIONS = '''
@@ -207,7 +207,7 @@ def test_settings_folder_of_the_library_is_gone_after_any_end(tmp_path: Path) ->
         "assert os.path.isdir(folder)\n"
         "raise KeyboardInterrupt\n"
     )
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = fresh_environment(TMPDIR=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert "KeyboardInterrupt" in done.stderr and "AssertionError" not in done.stderr
     assert list(tmp_path.iterdir()) == []

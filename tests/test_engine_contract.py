@@ -223,6 +223,7 @@ def test_tables_begin_with_the_epoch_and_have_one_row_for_each(task: str, traine
         assert [line.split(",")[0] for line in lines] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_same_experiment_gives_the_same_results(
     task: str, case: Case, data: Path, tmp_path: Path, trained: Callable[[str], Result]
 ) -> None:

@@ -251,9 +251,10 @@ def test_the_server_shows_the_events_on_the_next_free_port_and_ends_with_its_blo
     with EventWriter(tmp_path / "run") as writer:
         writer.purge_after(1)
         writer.scalar("loss", 20, 2)
+    before = set(psutil.Process().children(recursive=True))
     with socket.create_server(("127.0.0.1", port)), TensorboardServer(tmp_path, port=port) as server:
         assert server.url == f"http://127.0.0.1:{server.port}/" and server.port > port
-        children = psutil.Process().children(recursive=True)
+        children = set(psutil.Process().children(recursive=True)) - before
         assert children
         address = f"{server.url}data/plugin/scalars/scalars?run=run&tag=loss"
 
@@ -355,6 +356,7 @@ def test_a_server_that_never_answers_is_stopped(tmp_path: Path, port: int, monke
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "__init__.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = set(psutil.Process().children())
     with pytest.raises(RunError, match=r"did not answer at http://127\.0\.0\.1:\d+/ within 0\.3 s"):
         TensorboardServer(tmp_path, port=port, timeout_s=0.3).__enter__()
-    assert not any(lives(child) for child in psutil.Process().children())
+    assert not any(lives(child) for child in set(psutil.Process().children()) - before)

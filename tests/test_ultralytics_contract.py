@@ -85,7 +85,6 @@ NAMES = [
     ("dataset.py", f"{BASE}.check_cache_disk", "safety_margin"),
     ("dataset.py", f"{BASE}.cache_images", ""),
     ("dataset.py", f"{BASE}.cache_images_to_disk", "i"),
-    ("dataset.py", f"{BASE}.get_image_and_label", "index"),
     ("dataset.py", "ultralytics.data.dataset:YOLODataset.build_transforms", "hyp"),
     ("dataset.py", "ultralytics.data.dataset:YOLODataset.collate_fn", "batch"),
     ("dataset.py", "ultralytics.data.augment:Mosaic.get_indexes", ""),
@@ -133,7 +132,7 @@ def test_every_private_name_that_is_used_is_listed_here() -> None:
     for file in ours.glob("*.py"):
         text = file.read_text()
         own = set(re.findall(r"(?:def |self\.|class |^|\n)(_[a-z]\w*)", text))
-        found |= {(file.name, name) for name in re.findall(r"\w\.(_[a-z]\w+)", text) if name not in own}
+        found |= {(file.name, name) for name in re.findall(r"(?<!\bos)\.(_[a-z]\w+)", text) if name not in own}
     unlisted = {(file, name) for file, name in found if name not in listed}
     assert not unlisted, "add these to NAMES"
 

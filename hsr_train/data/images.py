@@ -104,6 +104,8 @@ def _pillow_shape(raw: bytes) -> tuple[int, int] | None:
             return image.height, image.width
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return None
+    except ModuleNotFoundError:  # ultralytics, once imported, makes Pillow ask for a plug-in that it cannot do without
+        return None
 
 
 def _jpeg_size(raw: bytes) -> tuple[int, int] | None:

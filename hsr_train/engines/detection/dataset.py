@@ -223,13 +223,6 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
     def _draw_partners(self, count: int) -> list[int]:
         return random.choices(self._neighbours, k=count)
 
-    def get_image_and_label(self, index: int) -> dict[str, Any]:
-        """Return a sample whose image may be changed: colour transforms work in place, also on cached images."""
-        label: dict[str, Any] = super().get_image_and_label(index)
-        if self.augment:
-            label["img"] = label["img"].copy()
-        return label
-
 
 def _walk(transform: Any) -> Iterator[Any]:
     yield transform

@@ -36,6 +36,7 @@ _ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime: read when it is imported
 }
+_PREFIX = "hsr_train_ultralytics_"
 _ready = False
 
 
@@ -46,12 +47,13 @@ def bring_up() -> None:
         return
     if "ultralytics" in sys.modules:
         log.warning("ultralytics was imported before hsr_train: its settings folder and network checks are its own.")
-    folder = Path(tempfile.mkdtemp(prefix="hsr_train_ultralytics_"))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     os.environ.update(_ENVIRONMENT, YOLO_CONFIG_DIR=str(folder))
     os.environ.setdefault("MPLBACKEND", "Agg")
-    os.environ.setdefault("MPLCONFIGDIR", str(folder))  # else matplotlib writes its list of fonts into the home
+    if _PREFIX in os.environ.get("MPLCONFIGDIR", _PREFIX):  # unset, or of a parent process of ours
+        os.environ["MPLCONFIGDIR"] = str(folder)  # else matplotlib writes its list of fonts into the home
 
     import ultralytics.utils as utils
     from ultralytics.utils import callbacks, downloads
