@@ -14,6 +14,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,9 @@ def _command(argv: list[str]) -> None:
 
     from hsr_train.config.overrides import Typed, quote_paths
 
+    if "--version" in argv:  # Hydra would print its own
+        print("hsr_train", version("hsr_train"))
+        return
     args, unknown = get_args_parser().parse_known_intermixed_args(argv)
     _refuse_options(args, [token for token in unknown if token.startswith("-")], argv)
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
