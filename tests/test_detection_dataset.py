@@ -9,6 +9,7 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from detection_runs import overrides
 from yolo_sets import make_yolo_set, write_picture
 
 import hsr_train
-from hsr_train.config.schema import DataConfig, DetectExperiment
+from hsr_train.config.schema import AugmentationConfig, DataConfig, DetectExperiment
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decisions
@@ -343,6 +344,50 @@ def test_without_augmentation_a_sample_is_the_letterboxed_original(
     data = build(sets["boxes"], tmp_path, augmentation="none")
     for index in SQUARE:
         assert torch.equal(data[epoch, index]["img"], plain_image(sets["boxes"], tmp_path, index))
+
+
+# ---- the settings
+
+KNOBS: dict[str, float] = {
+    "hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 10.0, "translate": 0.1, "scale": 0.5, "shear": 5.0,
+    "perspective": 0.001, "flipud": 1.0, "fliplr": 1.0, "bgr": 1.0, "mosaic": 1.0, "mixup": 1.0, "cutmix": 1.0,
+    "copy_paste": 1.0,
+}  # fmt: skip
+
+
+def test_every_setting_of_the_section_has_a_test_below() -> None:
+    assert {f.name for f in fields(AugmentationConfig)} == {*KNOBS, "copy_paste_mode"}
+
+
+def test_default_is_that_of_the_first_seed() -> None:
+    section = asdict(experiment("default").augmentation)
+    promised = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 10.0, "translate": 0.1, "scale": 0.5,
+                "fliplr": 0.5, "mosaic": 1.0, "mixup": 0.1}  # fmt: skip
+    assert {key: section[key] for key in promised} == promised
+    assert not any(value for key, value in section.items() if key not in promised and key != "copy_paste_mode")
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_setting_changes_the_samples(sets: dict[str, DetectionSet], tmp_path: Path, knob: str) -> None:
+    """By itself, on pictures of the network's size: everything else is off."""
+    keys = [(epoch, index) for index in SQUARE for epoch in range(PLAIN_FROM)]
+    plain = by_hand(build(sets["polygons"], tmp_path, "none"), keys)
+    changed = by_hand(build(sets["polygons"], tmp_path, "none", **{knob: KNOBS[knob]}), keys)
+    same = sum(plain[key] == changed[key] for key in keys)
+    assert same < len(keys)
+    assert same == 0 or knob in ("cutmix", "copy_paste"), "these two need room for what they copy"
+    again = by_hand(build(sets["polygons"], tmp_path, "none", **{knob: 0.0}), keys)
+    assert again == plain
+
+
+def test_flips_and_channels_change_as_they_say(sets: dict[str, DetectionSet], tmp_path: Path) -> None:
+    plain = build(sets["polygons"], tmp_path, "none")[0, 0]
+    for knob, dimension in (("fliplr", 2), ("flipud", 1), ("bgr", 0)):
+        changed = build(sets["polygons"], tmp_path, "none", **{knob: 1.0})[0, 0]
+        assert torch.equal(changed["img"], plain["img"].flip(dimension)), knob
+        if dimension:
+            axis = 2 - dimension
+            assert torch.allclose(changed["bboxes"][:, axis], 1 - plain["bboxes"][:, axis], atol=1e-5), knob
 
 
 # ---- caches
