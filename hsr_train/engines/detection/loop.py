@@ -91,10 +91,14 @@ class Loop:
         for epoch in range(trainer.start_epoch, trainer.epochs):
             started = time.perf_counter()
             times = EpochTimes()
-            losses = self._train_epoch(epoch, times)
-            times.train_s = time.perf_counter() - started
-            if self._finish_epoch(epoch, losses, times, started):
-                return epoch + 1
+            try:
+                losses = self._train_epoch(epoch, times)
+                times.train_s = time.perf_counter() - started
+                if self._finish_epoch(epoch, losses, times, started):
+                    return epoch + 1
+            except OSError as error:  # what is written reports its own; a worker's error has its traceback as text
+                cause = str(error).strip().splitlines()[-1]
+                raise RunError(f"The data cannot be read any more in epoch {epoch + 1}: {cause}") from error
         return int(trainer.epochs)
 
     def _train_epoch(self, epoch: int, times: EpochTimes) -> dict[str, float]:
