@@ -36,6 +36,7 @@ from detection_runs import (
     start,
     train,
 )
+from yolo_sets import make_yolo_set
 
 import hsr_train
 from hsr_train.cli import main
@@ -548,6 +549,26 @@ def test_value_beyond_float16_stays_finite_in_the_weights_file(tmp_path: Path) -
     saved = torch.load(tmp_path / "b.pt", weights_only=False)["model"].model[0].bn.running_var
     assert saved.dtype == torch.float16 and saved.isfinite().all() and saved.min() > 60_000
     assert model.model[0].bn.running_var.min() == 1e6, "the running average itself is not changed"
+
+
+@pytest.mark.parametrize(("split", "workers"), [("train", 2), ("val", 0)])
+def test_image_that_vanishes_ends_the_run_with_one_line(
+    tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch, split: str, workers: int
+) -> None:
+    """A cable was pulled after the data had been checked."""
+    data = make_yolo_set(tmp_path / "set", n_train=8, n_val=2)
+    original = Loop._train_epoch
+
+    def without_images(self: Loop, *args: Any) -> dict[str, float]:
+        for image in (data.parent / "images" / split).iterdir():
+            image.unlink()
+        return original(self, *args)
+
+    monkeypatch.setattr(Loop, "_train_epoch", without_images)
+    with quick_pictures(), pytest.raises(RunError) as caught:
+        train(data, tmp_path, shared_cache, train__workers=workers)
+    assert re.fullmatch(r"The data cannot be read any more in epoch 1: .*\.jpg.*", str(caught.value))
+    assert status_of(only_run(tmp_path)) == ("failed", 1)
 
 
 def test_defect_of_ours_is_recorded_with_its_traceback(
