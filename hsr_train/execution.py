@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from logging.handlers import MemoryHandler
@@ -27,7 +27,9 @@ from hsr_train.engines.base import Engine, Plan, Result, RunContext
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError, Terminated
 from hsr_train.hardware import Machine, detect
+from hsr_train.recovery import Recovery
 from hsr_train.run.atomic import free_space, write_json, write_text
+from hsr_train.run.changes import Change, write_changes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.log import attach_file, detach_file, success
@@ -108,7 +110,8 @@ def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack:
     log.info("Run directory: %s", run.path)
     url = _serve(experiment, run, stack)
     events = _events(experiment, run, resuming, stack)
-    context = RunContext(run, status, events, resuming)
+    recovery = _recovery(experiment, run, events)
+    context = RunContext(run, status, events, recovery, resuming)
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
@@ -125,6 +128,7 @@ def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack:
         if experiment.mode == "train":
             training_time_s = earlier_s + time.monotonic() - since
             record = _record(plan, result, machine, outcome, error, training_time_s, url, run)
+            record.recovery = [change.record() for change in recovery.rungs]
             if outcome == "completed":
                 write_training_result(run, record)
             write_summary(run, record)
@@ -199,8 +203,9 @@ def _write_inputs(plan: Plan, run: RunDirectory, machine: Machine, resuming: boo
         write_text(run.hydra_dir / "config.yaml", origin.config_yaml)
         write_text(run.hydra_dir / "overrides.yaml", yaml.safe_dump(origin.overrides, allow_unicode=True))
         write_text(run.hydra_dir / "hydra.yaml", origin.hydra_yaml)
-    write_text(run.config_yaml, saved.dump(experiment))
     write_json(run.manifest, manifest)
+    if not resuming:  # a resumed run's configuration changes when its state has been read: `Recovery.begin`
+        write_text(run.config_yaml, saved.dump(experiment))
 
 
 def check_fingerprints(plan: Plan, run: RunDirectory) -> None:
@@ -242,6 +247,23 @@ def _events(experiment: Experiment, run: RunDirectory, resuming: bool, stack: Ex
     if not resuming:
         writer.text("config", f"```yaml\n{saved.dump(experiment)}\n```")
     return writer
+
+
+def _recovery(experiment: Experiment, run: RunDirectory, events: EventWriter | None) -> Recovery:
+    def save(changes: Sequence[Change]) -> None:
+        if changes:
+            write_changes(run.changes, changes)
+        write_text(run.config_yaml, saved.dump(experiment))
+
+    def announce(change: Change) -> None:
+        if events is not None:
+            events.text("recovery", str(change), change.epoch)
+            events.flush()
+
+    origin = experiment.origin
+    return Recovery(
+        experiment, save, list(origin.changes), list(origin.replay), announce=announce, killed=origin.killed
+    )
 
 
 def _record(

@@ -30,17 +30,18 @@ MAY_IMPORT = {
     "": {"config", "execution"},
     "__main__": {"cli"},
     "cli": {"", "config", "run", "engines.base", *COMMON},
-    "execution": {"config", "hardware", "run", "engines.base", "engines.registry", *COMMON},
-    "config": {"", "hardware", "run.directory", *COMMON},
+    "execution": {"config", "hardware", "run", "recovery", "engines.base", "engines.registry", *COMMON},
+    "config": {"", "hardware", "run.directory", "run.changes", *COMMON},
     "hardware": COMMON,
+    "recovery": {"config.schema", "run", *COMMON},
     "run": {"config.schema", *COMMON},
     "data": {"config.schema", "run.atomic", *COMMON},
-    "engines.base": {"config.schema", "run", "hardware", *COMMON},
+    "engines.base": {"config.schema", "run", "recovery", "hardware", *COMMON},
     "engines.registry": {"engines.base", *COMMON},
     "errors": set(),
     "decisions": set(),
 }
-ENGINE_MAY_IMPORT = {"engines.base", "config.schema", "run", "data", "hardware", *COMMON}
+ENGINE_MAY_IMPORT = {"engines.base", "config.schema", "run", "recovery", "data", "hardware", *COMMON}
 # Libraries that only some rooms know.
 KNOWN_ONLY_TO = {
     "hydra": ("cli", "config"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from hsr_train.decisions import Decision
 
-MODES = ("train", "check", "validate", "predict", "export", "tensorboard")
+MODES = ("train", "check", "validate", "predict", "export", "compare", "tensorboard")
 OPTIMIZERS = ("AdamW", "Adam", "Adamax", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD", "auto")
 
 
@@ -145,6 +145,17 @@ class PredictConfig:
 
 
 @dataclass
+class RecoveryConfig:
+    """What a run gives up, step by step, instead of ending when memory runs out or numbers go wrong."""
+
+    enabled: bool = knob(True, "Recover from running out of memory and from diverging; false ends the run.")
+    min_batch: int = knob(2, "Smallest batch in images; the effective batch stays what it was.", ge=1)
+    min_imgsz: int = knob(320, "Smallest training image size in pixels; fitness is measured at the full size.", ge=32)
+    max_retries: int = knob(3, "Restarts of a process that the kernel killed for memory.", ge=0)
+    max_nan_retries: int = knob(2, "Returns to the last good state when losses are no numbers any more.", ge=0)
+
+
+@dataclass
 class UltralyticsConfig:
     """Pass-through: further options of ultralytics under their own names; null leaves the library's default.
 
@@ -186,6 +197,11 @@ class Origin:
         decisions: Choices made before or during composition (tier, model, bounds).
         tier_batch: Images per batch of the GPU tier, for train.batch=auto where its table does not apply.
         resume_from: The run directory that is continued, or None.
+        changes: Of a continued run: what was changed in it so far, what is typed now included.
+        killed: The kernel killed the process that ran this before, for memory.
+        reproduce_from: The run directory that is repeated, or None.
+        replay: Of a reproduction: the original's changes, to be repeated at their epochs.
+        variation: Of a reproduction: what was typed that makes it another experiment.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -195,6 +211,11 @@ class Origin:
     decisions: list[Decision] = field(default_factory=list)
     tier_batch: int = 4
     resume_from: str | None = None
+    changes: list[Any] = field(default_factory=list)
+    killed: bool = False
+    reproduce_from: str | None = None
+    replay: list[Any] = field(default_factory=list)
+    variation: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -207,11 +228,17 @@ class Experiment:
     gpu_tier: str = knob("auto", "Name of the hardware tier.")
     output_dir: str = knob("outputs", "Folder under which runs are created.")
     resume: str | None = knob(None, "Continue a run: its directory, a file in it, or last.")
+    reproduce: str | None = knob(None, "Repeat a run from its own record and compare: its directory, or a file in it.")
+    on_drift: str = knob(
+        "refuse", "reproduce=: other data or weights than the original's: stop, or warn.", choices=("refuse", "warn")
+    )
+    runs: list[str] = knob([], "mode=compare: the two runs.")
     adjust: AdjustConfig = field(default_factory=AdjustConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     origin: Origin = field(default_factory=Origin, metadata={"omegaconf_ignore": True})
 
 

@@ -10,6 +10,7 @@ from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError
 from hsr_train.hardware import Machine
+from hsr_train.recovery import Recovery
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.status import StatusWriter
@@ -44,12 +45,14 @@ class RunContext:
         run: The run's directory, locked by this process.
         status: Its heartbeat.
         events: TensorBoard events, or None if switched off.
+        recovery: What to give up when memory runs out, and where the run is; its experiment is the plan's.
         resuming: The run goes on from its saved state.
     """
 
     run: RunDirectory
     status: StatusWriter
     events: EventWriter | None
+    recovery: Recovery
     resuming: bool = False
 
 

@@ -88,6 +88,11 @@ class RunDirectory:
         return self.path / "state"
 
     @property
+    def changes(self) -> Path:
+        """What was changed in the middle of the run."""
+        return self.state / "changes.json"
+
+    @property
     def logs(self) -> Path:
         """Folder of train.log."""
         return self.path / "logs"

@@ -1,0 +1,191 @@
+"""The out-of-memory ladder: what a run gives up, in which order, and the record of it. Pure decisions, no torch.
+
+An engine notices a shortage, frees everything, calls `Recovery.take` and goes on from its last saved state; the
+supervisor does the same for a process that the kernel killed. Each rung changes one key of the experiment. The
+effective batch, the learning rate and the weight decay stay: engines split a batch of the initial size instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hsr_train.config.schema import RecoveryConfig
+from hsr_train.errors import RunError
+from hsr_train.run.changes import DIVERGED, GPU_MEMORY, HOST_MEMORY, RESUMED, Change, get_value, set_value
+
+log = logging.getLogger(__name__)
+
+START, TRAINING_STEP, OPTIMIZER_STEP = "start", "training step", "optimizer step"
+VALIDATION, FINAL_EVALUATION, EXPORT, KILLED = "validation", "final evaluation", "export", "killed by the kernel"
+WITHOUT_GRADIENTS = (VALIDATION, FINAL_EVALUATION, EXPORT)
+
+BATCH, IMAGE_SIZE, CACHE, WORKERS = "batch", "image size", "cache", "workers"
+VALIDATION_BATCH, LEARNING_RATE, MIXED_PRECISION = "validation batch", "learning rate", "mixed precision"
+LADDERS = {GPU_MEMORY: (BATCH, IMAGE_SIZE, CACHE, WORKERS), HOST_MEMORY: (CACHE, WORKERS, BATCH)}
+RATE_FACTOR = 0.5
+ADVICE = {
+    GPU_MEMORY: "a smaller model (model=yolov8n), or a smaller image (train.imgsz)",
+    HOST_MEMORY: "more memory or swap, or fewer other programs",
+}
+
+
+class ReplayDueError(Exception):
+    """A reproduction has come to the epoch in which the original changed; handled like the shortage it was."""
+
+
+@dataclass
+class Recovery:
+    """The changes of one run.
+
+    Attributes:
+        experiment: The configuration as it is now; changed in place.
+        save: Writes the changes and the configuration to the run's directory.
+        changes: What was changed so far, in order; from the run's directory if it goes on.
+        replay: What a reproduction still has to repeat, in order.
+        announce: Shows a change and its epoch outside the log (TensorBoard).
+        killed: The kernel killed the process that ran this before: its rung is still to be taken.
+        stride: Image sizes are multiples of it, in pixels; at least 32.
+        epoch: Where the run is, counted from 1.
+        place: Where in the epoch the run is; one of the names above.
+    """
+
+    experiment: Any
+    save: Callable[[Sequence[Change]], None]
+    changes: list[Change] = field(default_factory=list)
+    replay: list[Change] = field(default_factory=list)
+    announce: Callable[[Change], None] = lambda change: None
+    killed: bool = False
+    stride: int = 32
+    epoch: int = 1
+    place: str = START
+
+    @property
+    def config(self) -> RecoveryConfig:
+        """The `recovery` section."""
+        config: RecoveryConfig = self.experiment.recovery
+        return config
+
+    @property
+    def rungs(self) -> list[Change]:
+        """What recovery changed, without what was typed on resume."""
+        return [change for change in self.changes if change.cause != RESUMED]
+
+    def initial(self, key: str) -> Any:
+        """Return the value of a key before any rung."""
+        first = next((change for change in self.rungs if change.key == key), None)
+        return get_value(self.experiment, key) if first is None else first.before
+
+    def begin(self, epoch: int) -> None:
+        """Start an attempt at an epoch (from 1): date what was typed on resume, and record the configuration."""
+        self.at(START, epoch)
+        self.changes = [replace(change, epoch=change.epoch or epoch) for change in self.changes]
+        self.save(self.changes)
+        if self.killed:
+            self.killed = False
+            self.at(KILLED)
+            self.take(HOST_MEMORY)
+            self.at(START)
+
+    def at(self, place: str, epoch: int | None = None) -> None:
+        """Note where the run is."""
+        self.place, self.epoch = place, self.epoch if epoch is None else epoch
+
+    def stop_if_due(self) -> None:
+        """End the attempt where a change is due that a reproduction repeats; `take` then repeats it.
+
+        Raises:
+            ReplayDueError: A change is due.
+        """
+        if self.replay and self.replay[0].epoch <= self.epoch and self._place_fits(self.replay[0]):
+            raise ReplayDueError(str(self.replay[0]))
+
+    def _place_fits(self, change: Change) -> bool:
+        return (change.place in WITHOUT_GRADIENTS) == (self.place in WITHOUT_GRADIENTS) or change.epoch < self.epoch
+
+    def take(self, cause: str, *, rate: float | None = None) -> Change:
+        """Decide on the next change, apply it to the experiment, record and log it.
+
+        Args:
+            cause: GPU_MEMORY, HOST_MEMORY or DIVERGED; of no account where a change is replayed.
+            rate: The initial learning rate, where the optimizer chose it by itself.
+
+        Raises:
+            RunError: Recovery is switched off, or nothing is left to give up.
+        """
+        try:
+            self.stop_if_due()
+        except ReplayDueError:
+            change = self.replay.pop(0)
+        else:
+            change = self._remedy(rate) if cause == DIVERGED else self._rung(cause)
+        set_value(self.experiment, change.key, change.after)
+        self.changes.append(change)
+        self.save(self.changes)
+        log.warning("Recovery: %s; going on from the last state", change)
+        self.announce(change)
+        return change
+
+    def _rung(self, cause: str) -> Change:
+        where = f"{cause.capitalize()} in epoch {self.epoch} ({self.place}): {self._described()}."
+        if not self.config.enabled:
+            raise RunError(f"{where} Recovery is switched off: type recovery.enabled=true, or {ADVICE[cause]}.")
+        kills = sum(change.place == KILLED for change in self.changes)
+        if self.place == KILLED and kills >= self.config.max_retries:
+            raise RunError(f"{where} The process was killed {kills + 1} times (recovery.max_retries={kills}).")
+        for rung, key, value in self._possible(cause):
+            return Change(self.epoch, self.place, rung, key, get_value(self.experiment, key), value, cause)
+        raise RunError(f"{where} Nothing is left to give up. What would help: {ADVICE[cause]}.")
+
+    def _possible(self, cause: str) -> Iterator[tuple[str, str, Any]]:
+        """Yield what could be given up, next first: name, key, new value."""
+        train = self.experiment.train
+        without_gradients = self.place in WITHOUT_GRADIENTS
+        if without_gradients and train.val_batch > 1:
+            yield VALIDATION_BATCH, "train.val_batch", train.val_batch // 2
+        if without_gradients and cause == GPU_MEMORY:
+            return  # neither the training batch nor its loader takes the GPU's memory here
+        for rung in LADDERS[cause]:
+            if rung == BATCH and train.batch > self.config.min_batch and not without_gradients:
+                yield BATCH, "train.batch", max(train.batch // 2, self.config.min_batch)
+            elif rung == IMAGE_SIZE:
+                smaller = (train.imgsz - 1) // self.stride * self.stride
+                if smaller >= max(self.config.min_imgsz, self.stride):
+                    yield IMAGE_SIZE, "train.imgsz", smaller
+            elif rung == CACHE and train.cache != "none":
+                yield CACHE, "train.cache", "none"
+            elif rung == WORKERS and train.workers > 0:
+                yield WORKERS, "train.workers", train.workers // 2
+
+    def _remedy(self, rate: float | None) -> Change:
+        retries = sum(change.cause == DIVERGED for change in self.changes)
+        experiment = self.experiment
+        before = experiment.optimizer.lr0 if experiment.optimizer.lr0 is not None else rate
+        if not self.config.enabled or retries >= self.config.max_nan_retries or before is None:
+            raise RunError(
+                f"Training diverged in epoch {self.epoch}: losses or weights are no numbers any more, after {retries} "
+                f"retries (recovery.max_nan_retries={self.config.max_nan_retries}). The weights and the state of the "
+                f"last good epoch are intact. Start again with a lower rate (optimizer.lr0={before}), without mixed "
+                "precision (train.amp=false), and look at the data."
+            )
+        if experiment.train.amp:
+            return Change(self.epoch, self.place, MIXED_PRECISION, "train.amp", True, False, DIVERGED)
+        lower = before * RATE_FACTOR
+        return Change(self.epoch, self.place, LEARNING_RATE, "optimizer.lr0", before, lower, DIVERGED)
+
+    def rate_factor(self) -> float:
+        """Return by what remedies have multiplied the initial learning rate."""
+        factor = 1.0
+        for change in self.rungs:
+            if change.key == "optimizer.lr0":
+                factor *= change.after / change.before
+        return factor
+
+    def _described(self) -> str:
+        train = self.experiment.train
+        return (
+            f"batch {train.batch}, validation batch {train.val_batch}, {train.imgsz} px, cache {train.cache}, "
+            f"{train.workers} workers"
+        )
