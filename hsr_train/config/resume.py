@@ -5,16 +5,12 @@ Neither today's YAML nor presets nor the detection of a tier take part; the reco
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from pathlib import Path
 
-from hsr_train.config.names import unknown_key
+from hsr_train.config.overlay import is_among, listed, overlay, start_anew
 from hsr_train.config.overrides import Typed
-from hsr_train.config.paths import CONF_DIR
-from hsr_train.config.saved import dump, load, plain
+from hsr_train.config.saved import dump, load
 from hsr_train.config.schema import DetectExperiment, Experiment, Origin
-from hsr_train.config.strict import build, leaves, shown
 from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
 
@@ -45,7 +41,8 @@ def resumed(typed: Typed) -> DetectExperiment:
     run = find_run(reference, Path(output_dir))
     saved = load(run / "config.yaml")
     recorded = dump(saved)
-    experiment, problems = _overlaid(saved, typed, searched=reference == "last")
+    searched = reference == "last"  # output_dir then says where, and changes nothing
+    experiment, problems = overlay(saved, typed, "resume", _refusal, apart=("output_dir",) if searched else ())
     if saved.mode != "train":
         problems.insert(0, Problem("resume", reference, f"is a run of mode={saved.mode}, and only training goes on"))
     # Each value must be possible; the combinations were checked, and decided on, when the run began.
@@ -63,46 +60,8 @@ def resumed(typed: Typed) -> DetectExperiment:
     return experiment
 
 
-def _overlaid(saved: DetectExperiment, typed: Typed, searched: bool) -> tuple[DetectExperiment, list[Problem]]:
-    problems: list[Problem] = []
-    data = copy.deepcopy(plain(saved))
-    known = {key for key, _, _ in leaves(type(saved))}
-    for override, line in zip(typed.parsed, typed.lines, strict=True):
-        key = override.key_or_group
-        if override.is_hydra_override() or key == "resume" or (key == "output_dir" and searched):
-            continue
-        if override.is_sweep_override() or override.is_delete():
-            problems.append(Problem(key, line, "only KEY=VALUE goes with resume=", "leave it out"))
-            continue
-        value = override.value()
-        *sections, last = key.split(".")
-        node = data
-        for section in sections:
-            node = node.get(section, {}) if isinstance(node, dict) else {}
-        if key not in known:
-            problems.append(_not_a_value(key, line, shown(value), saved))
-        elif node.get(last) == value and type(node.get(last)) is type(value):
-            continue
-        elif not any(key == allowed or (allowed[-1] == "." and key.startswith(allowed)) for allowed in CHANGEABLE):
-            was, now = shown(node.get(last)), shown(value)
-            problems.append(
-                Problem(key, now, f"the run has {was}, and may change only {_changeable()}", _new_run(line))
-            )
-        else:
-            node[last] = value
-    experiment, refused = build(type(saved), data)
-    return experiment, problems + refused
-
-
-def _not_a_value(key: str, line: str, value: str, saved: DetectExperiment) -> Problem:
-    if key in (f.name for f in dataclasses.fields(saved)) or (CONF_DIR / key).is_dir():
-        return Problem(key, line, "groups and sections take no part in resume=; the run keeps its own", _new_run(line))
-    return unknown_key(key, type(saved), value)
-
-
-def _changeable() -> str:
-    return ", ".join(f"{key}*" if key.endswith(".") else key for key in CHANGEABLE)
-
-
-def _new_run(line: str) -> str:
-    return f"leave it out, or start a new run without resume=: {line}"
+def _refusal(key: str, was: str, now: str, line: str) -> Problem | None:
+    if is_among(key, CHANGEABLE):
+        return None
+    allowed = f"the run has {was}, and may change only {listed(CHANGEABLE)}"
+    return Problem(key, now, allowed, start_anew(line, "resume"))
