@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 
 from hsr_train.errors import InputError, Problem
 
-PATH_KEYS = ("data.path", "data.cache_dir", "model.weights", "output_dir", "resume")
-PATH_LIST_KEYS = ("model.weights_dirs",)
+PATH_KEYS = ("data.path", "data.cache_dir", "model.weights", "output_dir", "resume", "reproduce")
+PATH_LIST_KEYS = ("model.weights_dirs", "runs")
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -49,7 +49,7 @@ def _quote_override(override: str, sweep: bool) -> str:
             return override
         return f"{key}={_quote(value)}"
     if name in PATH_LIST_KEYS and value.startswith("[") and value.endswith("]") and not set("'\"") & set(value):
-        return f"{key}=[{','.join(_quote(item) for item in value[1:-1].split(',') if item)}]"
+        return f"{key}=[{','.join(_quote(item.strip()) for item in value[1:-1].split(',') if item.strip())}]"
     return override
 
 

@@ -1,4 +1,4 @@
-"""A run's directory: its name, its files, its lock, and how to find it again for `resume=`.
+"""A run's directory: its name, its files, its lock, and how to find it again for `resume=` and others.
 
 `RunDirectory` only knows where things lie; `status`, `results`, `manifest`, `record` and `tensorboard` write them,
 all through `atomic`. A directory counts as a run once it holds config.yaml and a status.json or manifest.json.
@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import free_space, remove_leftovers
@@ -51,6 +52,16 @@ class RunDirectory:
     def manifest(self) -> Path:
         """Versions, git state, machine, fingerprints, seeds, decisions."""
         return self.path / "manifest.json"
+
+    @property
+    def data_files(self) -> Path:
+        """The hashes of every image and label that the run was trained with."""
+        return self.path / "data_files.csv"
+
+    @property
+    def reproduction(self) -> Path:
+        """Of a reproduction: which run it repeats, and whether it came out the same."""
+        return self.path / "reproduction.json"
 
     @property
     def results_csv(self) -> Path:
@@ -234,17 +245,49 @@ def find_run(reference: str, output_dir: Path) -> Path:
     output_dir = Path(output_dir).expanduser().absolute()
     if reference == "last":
         return _newest_unfinished(output_dir)
-    path = Path(reference).expanduser().resolve()
-    run = next((folder for folder in (path, *path.parents) if is_run(folder)), None)
-    if run is None:
-        raise InputError(_not_a_run(reference, path, output_dir))
-    if not path.exists() and not (path.parent == run and (run / "weights" / path.name).is_file()):
-        there = ", ".join(sorted(f"weights/{file.name}" for file in (run / "weights").glob("*.pt"))) or "no weights yet"
-        raise InputError(Problem("resume", reference, f"no such file; this run has {there}", f"resume={run}"))
+    run = locate_run(reference, output_dir, "resume")
     obstacle = _obstacle(run)
     if obstacle is not None:
         allowed, remedy = obstacle
         raise InputError(Problem("resume", reference, allowed, remedy))
+    return run
+
+
+def find_original(reference: str, output_dir: Path) -> Path:
+    """Find the run that `reproduce=` means, finished or not.
+
+    Args:
+        reference: As for `find_run`, without `last`.
+        output_dir: Whose runs a message lists.
+
+    Raises:
+        InputError: There is none, it is no run, or it is still running and its record still grows.
+    """
+    run = locate_run(reference, output_dir, "reproduce")
+    status = read_status(run / "status.json")
+    if status is not None and is_alive(status):
+        raise InputError(Problem("reproduce", reference, *_still_running(status)))
+    return run
+
+
+def locate_run(reference: str, output_dir: Path, key: str) -> Path:
+    """Return the directory of the run that a path names: the directory, or anything in it.
+
+    Args:
+        reference: What was typed.
+        output_dir: Whose runs a message lists.
+        key: The key that it was typed for.
+
+    Raises:
+        InputError: There is none, or it is no run.
+    """
+    path = Path(reference).expanduser().resolve()
+    run = next((folder for folder in (path, *path.parents) if is_run(folder)), None)
+    if run is None:
+        raise InputError(_not_a_run(reference, path, Path(output_dir).expanduser().absolute(), key))
+    if not path.exists() and not (path.parent == run and (run / "weights" / path.name).is_file()):
+        there = ", ".join(sorted(f"weights/{file.name}" for file in (run / "weights").glob("*.pt"))) or "no weights yet"
+        raise InputError(Problem(key, reference, f"no such file; this run has {there}", f"{key}={run}"))
     return run
 
 
@@ -257,10 +300,12 @@ def _obstacle(run: Path) -> tuple[str, str] | None:
         return f"that was mode={status['mode']}, which has nothing to continue", "name a training run"
     if status.get("state") == "completed":
         return "that run is finished", f"a new run from its weights: model.weights={run / 'weights' / 'last.pt'}"
-    if status.get("state") == "running" and is_alive(status):
-        who = f"process {status.get('pid')} on {status.get('host')}"
-        return f"that run is still running as {who}", "wait for it, or stop it first"
-    return None
+    return _still_running(status) if is_alive(status) else None
+
+
+def _still_running(status: dict[str, Any]) -> tuple[str, str]:
+    who = f"process {status.get('pid')} on {status.get('host')}"
+    return f"that run is still running as {who}", "wait for it, or stop it first"
 
 
 def _newest_unfinished(output_dir: Path) -> Path:
@@ -300,6 +345,7 @@ def _listing(output_dir: Path) -> str:
     return f"{output_dir} holds " + ", ".join(reversed(states)) + more
 
 
-def _not_a_run(reference: str, path: Path, output_dir: Path) -> Problem:
+def _not_a_run(reference: str, path: Path, output_dir: Path, key: str = "resume") -> Problem:
     what = "not a run's directory (no config.yaml with a status.json)" if path.exists() else "no such file or directory"
-    return Problem("resume", reference, f"{what}; {_listing(output_dir)}", "resume=DIR, or resume=last")
+    remedy = {"resume": "resume=DIR, or resume=last", "runs": "mode=compare 'runs=[DIR,DIR]'"}.get(key, f"{key}=DIR")
+    return Problem(key, reference, f"{what}; {_listing(output_dir)}", remedy)
