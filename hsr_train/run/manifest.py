@@ -71,6 +71,8 @@ VARIABLES = (
     "RANK",
     "LOCAL_RANK",
 )
+# The mappings that `drift` compares.
+SECTIONS = ("python", "packages", "environment", "machine", "seeds", "fingerprints")
 MAX_DIFF_CHARS = 200_000
 MAX_UNTRACKED = 200
 _GIT_TIMEOUT_S = 10
@@ -117,8 +119,12 @@ def build_manifest(
     }
 
 
-def read_manifest(run: RunDirectory) -> dict[str, Any]:
+def read_manifest(run: RunDirectory, sections: Sequence[str] = ()) -> dict[str, Any]:
     """Return the content of a run's manifest.json.
+
+    Args:
+        run: The run.
+        sections: Mappings that must be in it.
 
     Raises:
         InputError: It is missing or damaged.
@@ -132,6 +138,10 @@ def read_manifest(run: RunDirectory) -> dict[str, Any]:
         ) from error
     if not isinstance(manifest, dict):
         raise InputError(Problem(str(run.manifest), "", "holds no mapping", "restore it from a copy"))
+    missing = [name for name in sections if not isinstance(manifest.get(name), dict)]
+    if missing:
+        reason = f"is damaged: it has no {', '.join(missing)}"
+        raise InputError(Problem(str(run.manifest), "", reason, "restore it from a copy"))
     return manifest
 
 

@@ -112,8 +112,8 @@ def summary_text(record: RunRecord) -> str:
         "Timing": timing,
         "Progress": progress,
         "Metrics": {name: f"{value:.4f}" for name, value in record.metrics.items()},
-        "Configuration": _flat(record.config),
-        "System": _flat(record.system),
+        "Configuration": flat(record.config),
+        "System": flat(record.system),
         "Error": {"Message": record.error} if record.error else {},
     }
     return "\n".join(_section(title, values) for title, values in sections.items())
@@ -124,6 +124,17 @@ def write_summary(run: RunDirectory, record: RunRecord) -> None:
     write_text(run.summary, summary_text(record))
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as dotted keys, the form in which they are typed."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def _section(title: str, values: Mapping[str, Any]) -> str:
     width = max((len(key) for key in values), default=0)
     lines = []
@@ -132,17 +143,6 @@ def _section(title: str, values: Mapping[str, Any]) -> str:
         lines.append(f"  {key:<{width}}  {first}".rstrip())
         lines += [f"  {'':<{width}}  {line}".rstrip() for line in more]
     return "\n".join([title, "-" * len(title), *(lines or ["  none"])]) + "\n"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as dotted keys, the form in which they are typed."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _moment(time: datetime) -> str:
