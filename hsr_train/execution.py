@@ -32,7 +32,7 @@ from hsr_train.run.atomic import free_space, write_json, write_text
 from hsr_train.run.changes import Change, write_changes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
-from hsr_train.run.log import attach_file, detach_file, success
+from hsr_train.run.log import TrainLogHandler, attach_file, detach_file, success
 from hsr_train.run.manifest import build_manifest, read_manifest
 from hsr_train.run.record import RunRecord, write_summary, write_training_result
 from hsr_train.run.status import StatusWriter, read_status
@@ -83,7 +83,7 @@ def execute(experiment: Experiment) -> Result:
             remembered.flush()
             stack.callback(remembered.setTarget, None)
             try:
-                return _run(engine, plan, run, machine, stack)
+                return _run(engine, plan, run, machine, stack, handler)
             except BaseException as error:
                 _write_down(error, handler)
                 raise
@@ -99,7 +99,9 @@ def _require_space(output_dir: Path) -> None:
         )
 
 
-def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack: ExitStack) -> Result:
+def _run(
+    engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack: ExitStack, handler: TrainLogHandler
+) -> Result:
     experiment, since = plan.experiment, time.monotonic()
     resuming = experiment.origin.resume_from is not None
     if resuming:
@@ -111,7 +113,7 @@ def _run(engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack:
     url = _serve(experiment, run, stack)
     events = _events(experiment, run, resuming, stack)
     recovery = _recovery(experiment, run, events)
-    context = RunContext(run, status, events, recovery, resuming)
+    context = RunContext(run, status, events, recovery, resuming, handler)
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}

@@ -23,13 +23,26 @@ VALIDATION, FINAL_EVALUATION, EXPORT, KILLED = "validation", "final evaluation",
 WITHOUT_GRADIENTS = (VALIDATION, FINAL_EVALUATION, EXPORT)
 
 BATCH, IMAGE_SIZE, CACHE, WORKERS = "batch", "image size", "cache", "workers"
-VALIDATION_BATCH, LEARNING_RATE, MIXED_PRECISION = "validation batch", "learning rate", "mixed precision"
+VALIDATION_BATCH, EXPORT_DEVICE = "validation batch", "export device"
+LEARNING_RATE, MIXED_PRECISION = "learning rate", "mixed precision"
 LADDERS = {GPU_MEMORY: (BATCH, IMAGE_SIZE, CACHE, WORKERS), HOST_MEMORY: (CACHE, WORKERS, BATCH)}
 RATE_FACTOR = 0.5
 ADVICE = {
     GPU_MEMORY: "a smaller model (model=yolov8n), or a smaller image (train.imgsz)",
     HOST_MEMORY: "more memory or swap, or fewer other programs",
 }
+
+
+class DivergedError(Exception):
+    """Losses or weights are no numbers any more.
+
+    Attributes:
+        rate: The initial learning rate of the run.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        super().__init__("losses or weights are no numbers any more")
 
 
 class ReplayDueError(Exception):
@@ -74,8 +87,8 @@ class Recovery:
         return [change for change in self.changes if change.cause != RESUMED]
 
     def initial(self, key: str) -> Any:
-        """Return the value of a key before any rung."""
-        first = next((change for change in self.rungs if change.key == key), None)
+        """Return the value of a key before any change."""
+        first = next((change for change in self.changes if change.key == key), None)
         return get_value(self.experiment, key) if first is None else first.before
 
     def begin(self, epoch: int) -> None:
@@ -99,28 +112,38 @@ class Recovery:
         Raises:
             ReplayDueError: A change is due.
         """
-        if self.replay and self.replay[0].epoch <= self.epoch and self._place_fits(self.replay[0]):
+        if self._is_due():
             raise ReplayDueError(str(self.replay[0]))
 
-    def _place_fits(self, change: Change) -> bool:
-        return (change.place in WITHOUT_GRADIENTS) == (self.place in WITHOUT_GRADIENTS) or change.epoch < self.epoch
+    def _is_due(self) -> bool:
+        if not self.replay or self.replay[0].epoch > self.epoch:
+            return False
+        change = self.replay[0]
+        before_steps, at_steps = change.place not in WITHOUT_GRADIENTS, self.place not in WITHOUT_GRADIENTS
+        return change.epoch < self.epoch or before_steps == at_steps
 
-    def take(self, cause: str, *, rate: float | None = None) -> Change:
+    def next_rung(self, cause: str | None) -> str | None:
+        """Return the name of what would be given up next, without doing so; None if nothing is left."""
+        if self._is_due():
+            return self.replay[0].rung
+        return next((rung for rung, _, _ in self._possible(cause)), None) if cause in LADDERS else None
+
+    def take(self, cause: str | None, *, rate: float | None = None) -> Change:
         """Decide on the next change, apply it to the experiment, record and log it.
 
         Args:
-            cause: GPU_MEMORY, HOST_MEMORY or DIVERGED; of no account where a change is replayed.
+            cause: GPU_MEMORY, HOST_MEMORY or DIVERGED; None where a change is due that is replayed.
             rate: The initial learning rate, where the optimizer chose it by itself.
 
         Raises:
             RunError: Recovery is switched off, or nothing is left to give up.
         """
-        try:
-            self.stop_if_due()
-        except ReplayDueError:
+        if self._is_due():
             change = self.replay.pop(0)
+        elif cause in LADDERS:
+            change = self._rung(cause)
         else:
-            change = self._remedy(rate) if cause == DIVERGED else self._rung(cause)
+            change = self._remedy(rate)
         set_value(self.experiment, change.key, change.after)
         self.changes.append(change)
         self.save(self.changes)
@@ -139,16 +162,20 @@ class Recovery:
             return Change(self.epoch, self.place, rung, key, get_value(self.experiment, key), value, cause)
         raise RunError(f"{where} Nothing is left to give up. What would help: {ADVICE[cause]}.")
 
-    def _possible(self, cause: str) -> Iterator[tuple[str, str, Any]]:
+    def _possible(self, cause: str | None) -> Iterator[tuple[str, str, Any]]:
         """Yield what could be given up, next first: name, key, new value."""
-        train = self.experiment.train
-        without_gradients = self.place in WITHOUT_GRADIENTS
-        if without_gradients and train.val_batch > 1:
-            yield VALIDATION_BATCH, "train.val_batch", train.val_batch // 2
-        if without_gradients and cause == GPU_MEMORY:
-            return  # neither the training batch nor its loader takes the GPU's memory here
-        for rung in LADDERS[cause]:
-            if rung == BATCH and train.batch > self.config.min_batch and not without_gradients:
+        train, export = self.experiment.train, self.experiment.export
+        if self.place == EXPORT and cause == GPU_MEMORY:
+            if export.device != "cpu":
+                yield EXPORT_DEVICE, "export.device", "cpu"
+            return
+        if self.place in (VALIDATION, FINAL_EVALUATION):
+            if train.val_batch > 1:
+                yield VALIDATION_BATCH, "train.val_batch", train.val_batch // 2
+            if cause == GPU_MEMORY:
+                return  # neither the training batch nor the loaders take the GPU's memory here
+        for rung in LADDERS.get(cause or "", ()):
+            if rung == BATCH and train.batch > self.config.min_batch and self.place not in WITHOUT_GRADIENTS:
                 yield BATCH, "train.batch", max(train.batch // 2, self.config.min_batch)
             elif rung == IMAGE_SIZE:
                 smaller = (train.imgsz - 1) // self.stride * self.stride

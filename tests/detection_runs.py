@@ -120,6 +120,29 @@ def quick_pictures() -> Iterator[None]:
         yield
 
 
+def last_state(run_dir: Path) -> dict[str, Any]:
+    """Return the newest training state of a run."""
+    file = max((run_dir / "state").glob("epoch*.pt"), key=lambda path: int(path.stem.removeprefix("epoch")))
+    state: dict[str, Any] = torch.load(file, weights_only=True)
+    return state
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Return the places at which two nested states differ, to the bit."""
+    if isinstance(one, torch.Tensor):
+        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return [] if same else [where]
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [found for key in one for found in differences(one[key], other[key], f"{where}.{key}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        return [
+            found
+            for i, (a, b) in enumerate(zip(one, other, strict=True))
+            for found in differences(a, b, f"{where}.{i}")
+        ]
+    return [] if type(one) is type(other) and one == other else [where]
+
+
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two weights files hold the same numbers, to the bit."""
     tensors = [torch.load(file, weights_only=False)["model"].state_dict() for file in (one, other)]

@@ -38,10 +38,11 @@ MAY_IMPORT = {
     "data": {"config.schema", "run.atomic", *COMMON},
     "engines.base": {"config.schema", "run", "recovery", "hardware", *COMMON},
     "engines.registry": {"engines.base", *COMMON},
+    "engines.memory": {"recovery", "run.changes", *COMMON},
     "errors": set(),
     "decisions": set(),
 }
-ENGINE_MAY_IMPORT = {"engines.base", "config.schema", "run", "recovery", "data", "hardware", *COMMON}
+ENGINE_MAY_IMPORT = {"engines.base", "engines.memory", "config.schema", "run", "recovery", "data", "hardware", *COMMON}
 # Libraries that only some rooms know.
 KNOWN_ONLY_TO = {
     "hydra": ("cli", "config"),

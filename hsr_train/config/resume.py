@@ -13,15 +13,19 @@ from hsr_train.config.saved import dump, load
 from hsr_train.config.schema import DetectExperiment, Experiment, Origin
 from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
+from hsr_train.run.changes import RESUMED, Change, apply, get_value, read_changes
 
 # What a continued run may do differently without becoming another experiment; a final dot allows a whole section.
 CHANGEABLE = (
     "data.cache_dir",
     "data.path",
     "export.",
+    "recovery.",
     "tensorboard.",
     "train.cache",
     "train.device",
+    "train.epochs",
+    "train.patience",
     "train.save_period",
     "train.val_batch",
     "train.workers",
@@ -34,15 +38,22 @@ def resumed(typed: Typed) -> DetectExperiment:
     Raises:
         InputError: No such run, a record that the schema refuses, or an override that would change the experiment.
     """
-    from hsr_train.run.directory import find_run  # Here: composing needs the run room for nothing else.
+    # Here: composing needs the run room for nothing else.
+    from hsr_train.run.directory import RunDirectory, find_run
 
     reference = str(typed.value("resume"))
     output_dir = str(typed.value("output_dir", Experiment.output_dir))
-    run = find_run(reference, Path(output_dir))
-    saved = load(run / "config.yaml")
+    directory = RunDirectory(find_run(reference, Path(output_dir), extended="train.epochs" in typed.keys))
+    run = directory.path
+    saved = load(directory.config_yaml)
+    changes = read_changes(directory.changes)
+    apply(saved, changes)  # a run may have been killed between the two files
     recorded = dump(saved)
     searched = reference == "last"  # output_dir then says where, and changes nothing
     experiment, problems = overlay(saved, typed, "resume", _refusal, apart=("output_dir",) if searched else ())
+    if experiment.train.epochs < saved.train.epochs:
+        allowed = f"the run has {saved.train.epochs}, and can only be extended"
+        problems.append(Problem("train.epochs", str(experiment.train.epochs), allowed, "leave it out"))
     if saved.mode != "train":
         problems.insert(0, Problem("resume", reference, f"is a run of mode={saved.mode}, and only training goes on"))
     # Each value must be possible; the combinations were checked, and decided on, when the run began.
@@ -56,8 +67,18 @@ def resumed(typed: Typed) -> DetectExperiment:
         typed=sorted(typed.keys),
         config_yaml=recorded,
         resume_from=str(run),
+        changes=changes + _typed_changes(saved, experiment),
     )
     return experiment
+
+
+def _typed_changes(saved: DetectExperiment, experiment: DetectExperiment) -> list[Change]:
+    """Return what is typed now as changes of the run, except what leaves the training as it is."""
+    return [
+        Change(0, "resume", key, key, get_value(saved, key), get_value(experiment, key), RESUMED)
+        for key in CHANGEABLE
+        if key.startswith("train.") and get_value(saved, key) != get_value(experiment, key)
+    ]
 
 
 def _refusal(key: str, was: str, now: str, line: str) -> Problem | None:

@@ -132,6 +132,9 @@ class ExportConfig:
     formats: list[str] = knob([], "Any of: onnx, torchscript.")
     dynamic: bool = knob(False, "Let the exported file take other batch and image sizes.")
     simplify: bool = knob(True, "Simplify the ONNX graph.")
+    device: str = knob(
+        "auto", "Where files are traced and compared: the run's device, or the CPU.", choices=("auto", "cpu")
+    )
     opset: int | None = knob(None, "ONNX operator set; default: the library's choice.", ge=11)
 
 

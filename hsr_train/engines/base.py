@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
-from hsr_train.errors import HsrTrainError
+from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware import Machine
 from hsr_train.recovery import Recovery
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
+from hsr_train.run.log import TrainLogHandler
 from hsr_train.run.status import StatusWriter
 
 
@@ -47,6 +48,7 @@ class RunContext:
         events: TensorBoard events, or None if switched off.
         recovery: What to give up when memory runs out, and where the run is; its experiment is the plan's.
         resuming: The run goes on from its saved state.
+        log: What writes train.log.
     """
 
     run: RunDirectory
@@ -54,6 +56,19 @@ class RunContext:
     events: EventWriter | None
     recovery: Recovery
     resuming: bool = False
+    log: TrainLogHandler | None = None
+
+    def require_records(self) -> None:
+        """Check that the run's records can still be written; meant for once an epoch.
+
+        Raises:
+            RunError: The directory is gone, or the disk refused a line of the log or of TensorBoard's events.
+        """
+        if not self.run.config_yaml.is_file():
+            raise RunError(f"The run's directory is gone: {self.run.path}")
+        for writer in (self.log, self.events):
+            if writer is not None and writer.failure is not None:
+                raise RunError(writer.failure)
 
 
 @dataclass

@@ -42,7 +42,7 @@ _LEFTOVER = re.compile(r"^\..+\.tmp-\d+-\d+(\.[^.]*)?$")
 _counter = itertools.count()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replace the file at `path` by `data`, whole or not at all; missing parent folders are created.
 
     Raises:

@@ -228,13 +228,14 @@ def is_run(path: Path) -> bool:
     )
 
 
-def find_run(reference: str, output_dir: Path) -> Path:
+def find_run(reference: str, output_dir: Path, *, extended: bool = False) -> Path:
     """Find the run that `resume=` means.
 
     Args:
         reference: A run's directory, anything inside one (`weights/last.pt`, also `last.pt` alone without
             `weights/`), or `last`: the unfinished training run under `output_dir` that started last.
         output_dir: Where `last` looks.
+        extended: The run gets more epochs, so that it may be finished; `last` is then the newest of all.
 
     Returns:
         The run's directory, absolute.
@@ -244,9 +245,9 @@ def find_run(reference: str, output_dir: Path) -> Path:
     """
     output_dir = Path(output_dir).expanduser().absolute()
     if reference == "last":
-        return _newest_unfinished(output_dir)
+        return _newest(output_dir, extended)
     run = locate_run(reference, output_dir, "resume")
-    obstacle = _obstacle(run)
+    obstacle = _obstacle(run, extended)
     if obstacle is not None:
         allowed, remedy = obstacle
         raise InputError(Problem("resume", reference, allowed, remedy))
@@ -291,15 +292,18 @@ def locate_run(reference: str, output_dir: Path, key: str) -> Path:
     return run
 
 
-def _obstacle(run: Path) -> tuple[str, str] | None:
+def _obstacle(run: Path, extended: bool = False) -> tuple[str, str] | None:
     """Return why `run` cannot be continued and what to type instead, or None if it can."""
     status = read_status(run / "status.json")
     if status is None:
         return None  # the record was lost, the state may still be there
     if status.get("mode", "train") != "train":
         return f"that was mode={status['mode']}, which has nothing to continue", "name a training run"
-    if status.get("state") == "completed":
-        return "that run is finished", f"a new run from its weights: model.weights={run / 'weights' / 'last.pt'}"
+    if status.get("state") == "completed" and not extended:
+        remedy = (
+            f"more epochs: train.epochs=N; or a new run from its weights: model.weights={run / 'weights' / 'last.pt'}"
+        )
+        return "that run is finished", remedy
     return _still_running(status) if is_alive(status) else None
 
 
@@ -308,13 +312,13 @@ def _still_running(status: dict[str, Any]) -> tuple[str, str]:
     return f"that run is still running as {who}", "wait for it, or stop it first"
 
 
-def _newest_unfinished(output_dir: Path) -> Path:
-    unfinished = [path for path in _runs_under(output_dir) if _obstacle(path) is None]
-    if not unfinished:
+def _newest(output_dir: Path, extended: bool) -> Path:
+    fitting = [path for path in _runs_under(output_dir) if _obstacle(path, extended) is None]
+    if not fitting:
         raise InputError(
             Problem("resume", "last", f"no unfinished run: {_listing(output_dir)}", "start a new run, or resume=DIR")
         )
-    return unfinished[-1]
+    return fitting[-1]
 
 
 def _runs_under(output_dir: Path) -> list[Path]:

@@ -32,7 +32,7 @@ _JPEG_QUALITY = 92
 class EventWriter:
     """Writes one event file; every step is an epoch, so that a resumed run can purge by step.
 
-    A disk that refuses ends the events of this run with one warning: curves are worth less than the training.
+    A disk that refuses ends the events with one warning and is kept as `failure` for whoever asks.
 
     Args:
         directory: Folder of the event files; created if missing. A resumed run adds a file of its own.
@@ -44,6 +44,7 @@ class EventWriter:
 
         self._directory = Path(directory)
         self._file: IO[bytes] | None = None
+        self.failure: str | None = None
         self.path = self._directory
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -158,8 +159,8 @@ class EventWriter:
             self._give_up(error)
 
     def _give_up(self, error: OSError | RunError) -> None:
-        reason = describe_disk_error(self.path, error) if isinstance(error, OSError) else error
-        log.warning("No more TensorBoard events in this run: %s", reason)
+        self.failure = describe_disk_error(self.path, error) if isinstance(error, OSError) else str(error)
+        log.warning("No more TensorBoard events in this run: %s", self.failure)
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()

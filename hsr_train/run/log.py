@@ -53,7 +53,7 @@ def configure_console(level: int = logging.INFO) -> logging.Handler:
     return console
 
 
-def attach_file(path: Path, level: int = logging.DEBUG) -> logging.Handler:
+def attach_file(path: Path, level: int = logging.DEBUG) -> TrainLogHandler:
     """Append log lines to `path`, without colour; the folder is created, a torn last line is ended.
 
     Returns:
@@ -135,12 +135,16 @@ class ConsoleHandler(logging.Handler):
 
 
 class TrainLogHandler(logging.FileHandler):
-    """The run's log file. A disk that refuses is reported once on the console; training goes on."""
+    """The run's log file. A disk that refuses is reported once on the console and kept for whoever asks.
+
+    Attributes:
+        failure: Why a line could not be written, or None.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
         self.setFormatter(LineFormatter())
-        self._reported = False
+        self.failure: str | None = None
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the library's name)
         """Report a failed write once."""
@@ -158,9 +162,9 @@ class TrainLogHandler(logging.FileHandler):
             self._report(error)
 
     def _report(self, error: OSError) -> None:
-        if not self._reported:
-            self._reported = True
-            sys.stderr.write(f"{describe_disk_error(Path(self.baseFilename), error)}; the log goes on here only\n")
+        if self.failure is None:
+            self.failure = describe_disk_error(Path(self.baseFilename), error)
+            sys.stderr.write(f"{self.failure}; the log goes on here only\n")
 
 
 def _open_package_logger() -> None:

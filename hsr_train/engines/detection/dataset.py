@@ -29,7 +29,7 @@ from hsr_train.run.atomic import atomic_path
 bring_up()
 import ultralytics.data.base as base_module  # noqa: E402
 from ultralytics.data.augment import Albumentations, Compose, Mosaic  # noqa: E402
-from ultralytics.data.build import InfiniteDataLoader  # noqa: E402
+from ultralytics.data.build import InfiniteDataLoader, _RepeatSampler  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.utils.patches import imread  # noqa: E402
 
@@ -77,6 +77,36 @@ class EpochSampler(Sampler[SampleKey]):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+class SplitBatches(Sampler[list[SampleKey]]):
+    """Batches of a size, each handed over in nearly equal parts of at most `at_once` samples.
+
+    No part crosses the border of a batch, so that whatever memory allows, gradients add up over the same images.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, at_once: int) -> None:
+        self.sampler, self.batch_size, self.at_once = sampler, batch_size, at_once
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        keys = list(self.sampler)
+        start = 0
+        for size in self._sizes():
+            yield keys[start : start + size]
+            start += size
+
+    def __len__(self) -> int:
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        """Return the sizes of an epoch's parts."""
+        whole, rest = divmod(len(self.sampler), self.batch_size)
+        return _parts(self.batch_size, self.at_once) * whole + _parts(rest, self.at_once)
+
+
+def _parts(size: int, most: int) -> list[int]:
+    count = -(-size // most)
+    return [size // count + (i < size % count) for i in range(count)]
 
 
 class RunDataset(YOLODataset):  # type: ignore[misc]
@@ -250,11 +280,30 @@ def _start_worker(worker_id: int) -> None:
 
 
 def make_loader(
-    dataset: RunDataset, *, batch_size: int, workers: int, seed: int, shuffle: bool, start_epoch: int, pin: bool
+    dataset: RunDataset,
+    *,
+    batch_size: int,
+    at_once: int,
+    workers: int,
+    seed: int,
+    shuffle: bool,
+    start_epoch: int,
+    pin: bool,
 ) -> Any:
-    """Return an endless loader whose workers live as long as it does; one `iter()` is one epoch."""
+    """Return an endless loader whose workers live as long as it does; one `iter()` is one epoch.
+
+    Args:
+        dataset: Where samples come from.
+        batch_size: Images per batch.
+        at_once: Images that are handed over together; a batch that is larger comes in parts.
+        workers: Loader processes.
+        seed: Of the order.
+        shuffle: Whether the order is drawn anew for each epoch.
+        start_epoch: The first epoch, counted from 0.
+        pin: Whether batches are put where a GPU copies from fastest.
+    """
     sampler = EpochSampler(len(dataset), seed, start_epoch, shuffle)
-    return InfiniteDataLoader(
+    loader = InfiniteDataLoader(
         dataset=dataset,
         batch_size=min(batch_size, len(dataset)),
         sampler=sampler,
@@ -265,3 +314,6 @@ def make_loader(
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
     )
+    # Put in afterwards, as the library puts in its own: its trainer asks the loader for batch_size and sampler.
+    object.__setattr__(loader, "batch_sampler", _RepeatSampler(SplitBatches(sampler, batch_size, at_once)))
+    return loader

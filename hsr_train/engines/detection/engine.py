@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,19 @@ from typing import Any
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
-from hsr_train.engines.detection import checkpoint
+from hsr_train.engines.detection.attempts import Attempts
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
 from hsr_train.engines.detection.export import ExportError, export_model
-from hsr_train.engines.detection.loop import Loop
-from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
-from hsr_train.engines.detection.trainer import RunTrainer
-from hsr_train.errors import RunError
+from hsr_train.engines.memory import persevere
 from hsr_train.hardware import Machine
-from hsr_train.run.atomic import free_space, write_json, write_text
+from hsr_train.recovery import EXPORT, FINAL_EVALUATION
+from hsr_train.run.atomic import write_json, write_text
 from hsr_train.run.curves import plot_curves
-from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
-
-_STATE_BYTES_PER_PARAMETER = 16
-"""Model, EMA and the two moments of an Adam-like optimizer, in float32."""
 
 
 class DetectionEngine:
@@ -40,43 +33,24 @@ class DetectionEngine:
         return prepare(experiment, machine, decisions)
 
     def train(self, plan: Plan, context: RunContext) -> Result:
-        """Train from the start or from the saved state, evaluate best.pt and export it."""
-        experiment, inputs, run = plan.experiment, plan.inputs, context.run
-        assert isinstance(experiment, DetectExperiment)
-        state = checkpoint.load_state(run.state / "last.pt") if context.resuming else None
-        start_epoch = state["epochs_done"] if state else 0
-        trainer = RunTrainer(experiment, inputs, run, start_epoch)
-        try:
-            _require_space(trainer, run)
-            if state:
-                checkpoint.restore_state(trainer, state)
-                log.info("Resuming after epoch %d of %d", start_epoch, experiment.train.epochs)
-            monitor = Monitor(
-                run,
-                context.status,
-                context.events,
-                num_groups=len(trainer.optimizer.param_groups),
-                has_dfl=trainer.has_dfl,
-                epochs=experiment.train.epochs,
-                epochs_done=start_epoch,
-            )
-            loop = Loop(trainer, experiment, run, monitor, state["best_epoch"] if state else 0)
-            epochs_completed = start_epoch if state and state["stopped"] else loop.train()
-        finally:
-            trainer.close()
-        log.info("Evaluating best.pt (epoch %d)", loop.best_epoch)
-        best = self._evaluate(plan, run.weights / "best.pt", "val", run.plots)
+        """Train from the start or from the newest state, evaluate best.pt and export it."""
+        run, recovery = context.run, context.recovery
+        attempts = Attempts(plan, context)
+        trained = persevere(attempts.next, recovery)
+        recovery.at(FINAL_EVALUATION, trained.epochs)
+        log.info("Evaluating best.pt (epoch %d)", trained.best_epoch)
+        best = persevere(lambda: self._evaluate(plan, context, run.weights / "best.pt", "val", run.plots), recovery)
         for line in best.table():
             log.info("%s", line)
-        plot_curves(monitor.results, run.plots / "results.png")
-        monitor.pictures(run.plots, "val_batch*.jpg", "val_samples", epochs_completed)
-        monitor.pictures(run.plots, "*.png", "plots", epochs_completed)
-        exports, failure = self._try_export(plan, run.weights / "best.pt", run.weights)
+        plot_curves(trained.monitor.results, run.plots / "results.png")
+        trained.monitor.pictures(run.plots, "val_batch*.jpg", "val_samples", trained.epochs)
+        trained.monitor.pictures(run.plots, "*.png", "plots", trained.epochs)
+        exports, failure = self._try_export(plan, context, run.weights / "best.pt", run.weights)
         return Result(
             run_dir=run.path,
             metrics=best.metrics,
-            epochs_completed=epochs_completed,
-            best_epoch=loop.best_epoch,
+            epochs_completed=trained.epochs,
+            best_epoch=trained.best_epoch,
             best_model_path="weights/best.pt",
             last_model_path="weights/last.pt",
             exports=exports,
@@ -88,7 +62,10 @@ class DetectionEngine:
         """Evaluate given weights on `data.split`."""
         run, split = context.run, plan.experiment.data.split
         assert plan.inputs.weights.file is not None
-        evaluation = self._evaluate(plan, plan.inputs.weights.file, split, run.plots)
+        context.recovery.at(FINAL_EVALUATION)
+        evaluation = persevere(
+            lambda: self._evaluate(plan, context, plan.inputs.weights.file, split, run.plots), context.recovery
+        )
         table = evaluation.table()
         for line in table:
             log.info("%s", line)
@@ -124,19 +101,21 @@ class DetectionEngine:
         folder = context.run.path / "exports"
         folder.mkdir()
         assert plan.inputs.weights.file is not None
-        exports, failure = self._try_export(plan, plan.inputs.weights.file, folder)
+        exports, failure = self._try_export(plan, context, plan.inputs.weights.file, folder)
         write_json(context.run.path / "exports.json", exports)
         return Result(run_dir=context.run.path, exports=exports, failure=failure)
 
-    def _evaluate(self, plan: Plan, model: Path, split: str, output_dir: Path) -> Evaluation:
-        experiment, inputs = plan.experiment, plan.inputs
+    def _evaluate(self, plan: Plan, context: RunContext, model: Path, split: str, output_dir: Path) -> Evaluation:
+        experiment, inputs, recovery = plan.experiment, plan.inputs, context.recovery
         assert isinstance(experiment, DetectExperiment) and inputs.dataset is not None
+        recovery.stop_if_due()
         return evaluate(
             model,
             inputs.dataset,
             split,
-            imgsz=experiment.train.imgsz,
-            batch=inputs.val_batch,
+            imgsz=recovery.initial("train.imgsz"),
+            batch=recovery.initial("train.val_batch"),
+            at_once=experiment.train.val_batch,
             device=inputs.device,
             workers=experiment.train.workers,
             cache_dir=inputs.cache_dir,
@@ -144,19 +123,24 @@ class DetectionEngine:
             options=passed_through(experiment),
         )
 
-    def _try_export(self, plan: Plan, model: Path, output_dir: Path) -> tuple[list[dict[str, Any]], ExportError | None]:
+    def _try_export(
+        self, plan: Plan, context: RunContext, model: Path, output_dir: Path
+    ) -> tuple[list[dict[str, Any]], ExportError | None]:
         """Export what is asked for; a failure is returned, so that the rest of the run is recorded all the same."""
-        experiment, inputs = plan.experiment, plan.inputs
+        experiment, inputs, recovery = plan.experiment, plan.inputs, context.recovery
         assert isinstance(experiment, DetectExperiment)
         if not experiment.export.formats:
             return [], None
-        try:
-            exports = export_model(
+        recovery.at(EXPORT)
+
+        def attempt() -> list[dict[str, Any]]:
+            recovery.stop_if_due()
+            return export_model(
                 model,
                 experiment.export.formats,
                 config=experiment.export,
-                imgsz=experiment.train.imgsz,
-                device=inputs.device,
+                imgsz=recovery.initial("train.imgsz"),
+                device="cpu" if experiment.export.device == "cpu" else inputs.device,
                 dataset=inputs.dataset,
                 split="val" if experiment.mode == "train" else experiment.data.split,
                 workers=experiment.train.workers,
@@ -164,16 +148,8 @@ class DetectionEngine:
                 output_dir=output_dir,
                 options=passed_through(experiment),
             )
+
+        try:
+            return persevere(attempt, recovery), None
         except ExportError as error:
             return error.exports, error
-        return exports, None
-
-
-def _require_space(trainer: RunTrainer, run: RunDirectory) -> None:
-    """Refuse to train what could not be saved: the state in float32, twice while it is replaced, and weights."""
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    needed = parameters * (2 * _STATE_BYTES_PER_PARAMETER + 3 * 2)
-    if shutil.disk_usage(run.path).free < needed:
-        raise RunError(
-            f"{run.path}: {free_space(run.path)}, the state and weights of this model need {needed / 1e6:.0f} MB"
-        )

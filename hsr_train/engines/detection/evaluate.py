@@ -98,6 +98,7 @@ def evaluate(
     *,
     imgsz: int,
     batch: int,
+    at_once: int | None = None,
     device: str,
     workers: int,
     cache_dir: Path,
@@ -114,7 +115,8 @@ def evaluate(
         dataset: The checked set.
         split: train, val or test; must be in the set.
         imgsz: Longer side of the network input in pixels.
-        batch: Images per forward pass.
+        batch: Images that are padded to a common shape.
+        at_once: Images per forward pass; default: a batch.
         device: A torch device, such as cpu or cuda:0.
         workers: Loader processes.
         cache_dir: Our cache folder.
@@ -154,7 +156,14 @@ def evaluate(
         rect=rect,
     )
     validator.dataloader = make_loader(
-        data, batch_size=batch, workers=workers, seed=0, shuffle=False, start_epoch=0, pin=device.startswith("cuda")
+        data,
+        batch_size=batch,
+        at_once=at_once or batch,
+        workers=workers,
+        seed=0,
+        shuffle=False,
+        start_epoch=0,
+        pin=device.startswith("cuda"),
     )
     try:
         with _dataset_is(description):

@@ -29,6 +29,7 @@ from hsr_train.engines.detection.evaluate import Evaluation
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.parity import Parity, Subject, check, sample
 from hsr_train.engines.detection.weights import load_model
+from hsr_train.engines.memory import cause_of
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.atomic import DISK_ERRORS, atomic_path, describe_disk_error
 
@@ -221,6 +222,8 @@ def _export(
         except OSError:
             raise
         except Exception as error:  # the exporters of torch and onnx raise whatever they like
+            if cause_of(error) is not None:
+                raise
             log.debug("Exporting %s as %s failed", model, name, exc_info=True)
             raise _RefusedError(
                 f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

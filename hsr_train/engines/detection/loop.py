@@ -1,7 +1,7 @@
 """The epoch loop: forward, backward, step, validate, record. Drives `RunTrainer`, owns the order of events.
 
-Gradients accumulate over images (`schedule.py`). An epoch ends clean: nothing pending, weights, results and state on
-disk, in this order, so that a run killed at any moment resumes from the last whole epoch.
+Gradients accumulate over images (`schedule.py`). An epoch ends clean: nothing pending; its row of results is on disk,
+then its state, then weights files, so that a run killed at any moment resumes from the last whole epoch.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from hsr_train.config.schema import DetectExperiment
-from hsr_train.engines.detection import checkpoint
+from hsr_train.engines.base import RunContext
+from hsr_train.engines.detection.checkpoint import WeightsFile
 from hsr_train.engines.detection.evaluate import metrics_of
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.schedule import Schedule, effective_batch
+from hsr_train.engines.detection.state import Saver, snapshot, write_state
 from hsr_train.engines.detection.trainer import RunTrainer
+from hsr_train.engines.memory import persevere
 from hsr_train.errors import RunError
+from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
+from hsr_train.run.atomic import write_bytes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.log import success
 
@@ -55,13 +61,22 @@ class Loop:
         experiment: With every `auto` decided.
         run: The run's directory.
         monitor: Where figures go.
+        context: The run's directory, its records, and what to give up when memory runs out.
+        saver: Writes states and weights.
         best_epoch: The epoch (from 1) whose weights are in best.pt; 0 if there is none.
     """
 
     def __init__(
-        self, trainer: RunTrainer, experiment: DetectExperiment, run: RunDirectory, monitor: Monitor, best_epoch: int
+        self,
+        trainer: RunTrainer,
+        experiment: DetectExperiment,
+        monitor: Monitor,
+        context: RunContext,
+        saver: Saver,
+        best_epoch: int,
     ) -> None:
-        self.trainer, self.experiment, self.run, self.monitor = trainer, experiment, run, monitor
+        self.trainer, self.experiment, self.monitor = trainer, experiment, monitor
+        self.context, self.run, self.recovery, self.saver = context, context.run, context.recovery, saver
         self.best_epoch = best_epoch
         args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
         self.schedule = Schedule(
@@ -89,6 +104,9 @@ class Loop:
         )  # fmt: skip
         trainer.optimizer.zero_grad()
         for epoch in range(trainer.start_epoch, trainer.epochs):
+            self.recovery.at(TRAINING_STEP, epoch + 1)
+            self.recovery.stop_if_due()
+            self.context.require_records()
             started = time.perf_counter()
             times = EpochTimes()
             try:
@@ -111,16 +129,19 @@ class Loop:
         shows_samples = epoch in (0, self.schedule.epochs - trainer.args.close_mosaic)
         bar = self._bar(epoch)
         for number, batch in enumerate(_timed(trainer.train_loader, times)):
+            self.saver.check()
             num_images = int(batch["img"].shape[0])
             progress = self.schedule.warmup_progress(epoch, images)
             self._set_rates(epoch, progress)
-            trainer.seed_step(epoch, images)
+            trainer.seed_step(epoch, images - images % trainer.batch_size)
             items = self._backward(batch)
             means = {k: (means[k] * number + v) / (number + 1) if means else v for k, v in items.items()}
             images += num_images
             pending += num_images
             if pending >= self.schedule.images_per_step(progress) or images >= trainer.images_per_epoch:
+                self.recovery.at(OPTIMIZER_STEP)
                 trainer.optimizer_step()
+                self.recovery.at(TRAINING_STEP)
                 pending = 0
             if shows_samples and number < NUM_SAMPLE_BATCHES:
                 trainer.plot_training_samples(batch, number + epoch * len(trainer.train_loader))
@@ -139,11 +160,8 @@ class Loop:
         weights = self.trainer.ema.ema.state_dict().values()
         if all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights):
             return
-        kept = f"The weights and the state of epoch {epoch} are intact. " if epoch else ""
-        raise RunError(
-            f"Training diverged in epoch {epoch + 1}: losses or weights are no numbers any more ({losses}). {kept}"
-            "Start again with a lower rate (optimizer.lr0) or without mixed precision (train.amp=false)."
-        )
+        log.warning("Training diverged in epoch %d: losses or weights are no numbers any more (%s)", epoch + 1, losses)
+        raise DivergedError(self.trainer.optimizer.param_groups[0]["initial_lr"])
 
     def _backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         trainer = self.trainer
@@ -169,9 +187,8 @@ class Loop:
     def _finish_epoch(self, epoch: int, losses: dict[str, float], times: EpochTimes, started: float) -> bool:
         """Validate, record and save an epoch; return whether it was the last."""
         trainer = self.trainer
-        trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
         validating = time.perf_counter()
-        results = trainer.validator(trainer)
+        results = self._validate()
         times.val_s = time.perf_counter() - validating
         metrics = metrics_of(trainer.validator)
         trainer.fitness = float(trainer.validator.metrics.fitness)
@@ -182,16 +199,11 @@ class Loop:
         val_losses = {f"val_{k}": float(results[f"val/{k}"]) for k in losses}
 
         saving = time.perf_counter()
-        serialized = checkpoint.serialize_weights(trainer, metrics)
-        targets = [trainer.last]
-        if improved:
-            targets.append(trainer.best)
-        if trainer_keeps(self.experiment.train.save_period, epoch):
-            targets.append(self.run.weights / f"epoch{epoch + 1}.pt")
-        checkpoint.save_weights(serialized, *targets)
+        self.saver.flush()
+        state = snapshot(trainer, epochs_done=epoch + 1, best_epoch=self.best_epoch, stopped=stop, metrics=metrics)
         times.save_s = time.perf_counter() - saving
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
-        checkpoint.save_state(self.run.state / "last.pt", trainer, epoch + 1, self.best_epoch, stop)
+        self.saver.submit(partial(self._save, state))
 
         self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
         if improved and trainer.fitness > 0:
@@ -199,6 +211,27 @@ class Loop:
         if stop:
             log.info("Stopped early: no better validation fitness for %d epochs", self.experiment.train.patience)
         return stop
+
+    def _validate(self) -> dict[str, float]:
+        """Validate the EMA; where memory runs out, once more with a smaller batch."""
+        trainer, recovery = self.trainer, self.recovery
+
+        def attempt() -> dict[str, float]:
+            recovery.at(VALIDATION)
+            recovery.stop_if_due()
+            if trainer.test_at_once != self.experiment.train.val_batch:
+                trainer.renew_validation()
+            results: dict[str, float] = trainer.validator(trainer)
+            return results
+
+        results = persevere(attempt, recovery, only=VALIDATION_BATCH)
+        recovery.at(TRAINING_STEP)
+        return results
+
+    def _save(self, state: dict[str, Any]) -> None:
+        """Write a state and then the weights files of its epoch; not in the main thread."""
+        write_state(self.run.state, state)
+        write_weights(self.trainer.weights_file, self.run, state, self.experiment.train.save_period)
 
     def _bar(self, epoch: int) -> Any:
         return tqdm(
@@ -217,9 +250,20 @@ class Loop:
             bar.set_postfix_str(f"{memory}{shown} boxes {len(batch['cls'])} px {batch['img'].shape[-1]}", refresh=False)
 
 
-def trainer_keeps(save_period: int, epoch: int) -> bool:
-    """Return whether an epoch (counted from 0) gets a file of its own."""
-    return save_period > 0 and (epoch + 1) % save_period == 0
+def write_weights(form: WeightsFile, run: RunDirectory, state: dict[str, Any], save_period: int) -> None:
+    """Write last.pt of a state, and best.pt and epoch<N>.pt if they are due.
+
+    Also done on resume, since a run may have been killed between its state and its weights files.
+    """
+    number = state["epochs_done"]
+    targets = [run.weights / "last.pt"]
+    if state["best_epoch"] == number:
+        targets.append(run.weights / "best.pt")
+    if save_period and number % save_period == 0:
+        targets.append(run.weights / f"epoch{number}.pt")
+    serialized = form.serialize(state["ema"], state["metrics"])
+    for path in targets:
+        write_bytes(path, serialized)
 
 
 def _timed(loader: Any, times: EpochTimes) -> Iterator[dict[str, Any]]:

@@ -35,6 +35,7 @@ class Monitor:
         has_dfl: The model's box loss has a distribution focal part; else that column is empty and l1_loss is added.
         epochs: Planned epochs.
         epochs_done: Rows beyond this epoch are dropped: the run goes on from here.
+        purge: Drop also what an earlier process has written to TensorBoard beyond it.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Monitor:
         has_dfl: bool,
         epochs: int,
         epochs_done: int,
+        purge: bool,
     ) -> None:
         self.status, self.writer, self.epochs = status, writer, epochs
         rates = [f"lr_{i}" for i in range(num_groups)]
@@ -54,9 +56,9 @@ class Monitor:
         other = () if has_dfl else ("l1_loss", "val_l1_loss")
         self.results = ResultsTable(run.results_csv, ("epoch", *LOSS_COLUMNS, *METRIC_COLUMNS, *val, *other, *rates))
         self.timings = ResultsTable(run.timings_csv, TIMING_COLUMNS)
-        self.results.truncate_after(epochs_done)
+        removed = self.results.truncate_after(epochs_done)
         self.timings.truncate_after(epochs_done)
-        if writer is not None and epochs_done:
+        if writer is not None and (purge or removed):
             writer.purge_after(epochs_done)
         self.best = max((float(row["mAP50"] or 0) for row in self.results.rows()), default=0.0)
         self._seconds: list[float] = []

@@ -24,6 +24,7 @@ from hsr_train.engines.detection.export import check_export
 from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.schedule import effective_batch
+from hsr_train.engines.detection.state import newest_state
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
@@ -85,7 +86,6 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         weights=start,
         device=device,
         cache_dir=cache_dir,
-        val_batch=int(experiment.train.val_batch or 1),
         sources=sources,
     )
     fingerprints: dict[str, Any] = {"weights": {"file": str(start.file or ""), "sha256": start.sha256}}
@@ -114,10 +114,18 @@ def _is_typed(experiment: DetectExperiment, *keys: str) -> bool:
 
 def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: Decisions) -> weights.Weights:
     resumed = experiment.origin.resume_from
-    if resumed is not None:
-        run = RunDirectory.open(Path(resumed))
-        if (run.state / "last.pt").is_file():
-            return weights.inspect(run.weights / "last.pt", None)
+    state = newest_state(RunDirectory.open(Path(resumed)).state) if resumed is not None else None
+    if state is not None:  # what the run started from is not needed any more, and may be gone
+        started_from = Path(experiment.model.weights)
+        return weights.Weights(
+            source="state",
+            architecture=experiment.model.name,
+            file=started_from if started_from.is_file() else None,
+            sha256=weights.fingerprint(started_from) if started_from.is_file() else None,
+            names=list(state["names"].values()),
+            num_modules=state["num_modules"],
+            stride=max(state["stride"], 32),
+        )
     found = weights.resolve(
         experiment.model,
         cache_dir=cache_dir,

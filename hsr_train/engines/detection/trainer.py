@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,14 @@ import numpy as np
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection import options
+from hsr_train.engines.detection.checkpoint import WeightsFile
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.precision import mixed_precision_works
+from hsr_train.engines.detection.state import restore_state
 from hsr_train.engines.detection.weights import Weights, architecture_yaml, load_model
+from hsr_train.recovery import Recovery
+from hsr_train.run.changes import set_value
 from hsr_train.run.directory import RunDirectory
 
 bring_up()
@@ -46,7 +51,6 @@ class DetectionInputs:
         weights: What training starts from, or what is used.
         device: A torch device, such as cpu or cuda:0.
         cache_dir: Our cache folder.
-        val_batch: Images per forward pass in validation.
         sources: mode=predict: the images, folder or video.
     """
 
@@ -54,7 +58,6 @@ class DetectionInputs:
     weights: Weights
     device: str
     cache_dir: Path
-    val_batch: int
     sources: Path | None = None
 
 
@@ -81,34 +84,51 @@ def dataset_description(dataset: DetectionSet) -> dict[str, Any]:
 
 
 class RunTrainer(DetectionTrainer):  # type: ignore[misc]
-    """One training run.
+    """One attempt at a training run.
+
+    Whatever recovery has changed, `batch_size` is the run's initial batch, by which the library scales the weight
+    decay, and validation keeps the initial image size; a smaller batch only reaches the loader, in parts.
 
     Args:
         experiment: With every `auto` decided.
         inputs: Checked data and weights.
         run: The run's directory.
-        start_epoch: Epochs already done, when a run goes on.
+        recovery: What was changed so far.
+        state: Where the run goes on, or None at its start.
     """
 
     def __init__(
-        self, experiment: DetectExperiment, inputs: DetectionInputs, run: RunDirectory, start_epoch: int = 0
+        self,
+        experiment: DetectExperiment,
+        inputs: DetectionInputs,
+        run: RunDirectory,
+        recovery: Recovery,
+        state: dict[str, Any] | None = None,
     ) -> None:
         assert inputs.dataset is not None
         self._experiment, self._inputs, self._dataset = experiment, inputs, inputs.dataset
-        self._loader_start = start_epoch
+        self._recovery, self._state = recovery, state
+        begun = deepcopy(experiment)
+        for key in ("train.batch", "optimizer.lr0"):
+            set_value(begun, key, recovery.initial(key))
         with tempfile.TemporaryDirectory(prefix="hsr_train_") as scratch:
-            super().__init__(overrides=options.training_arguments(experiment, inputs.device, Path(scratch)))
+            super().__init__(overrides=options.training_arguments(begun, inputs.device, Path(scratch)))
         self.args.workers = experiment.train.workers
         self.args.save_dir = str(run.path)
         self.args.name = run.path.name
         self.save_dir, self.wdir = run.plots, run.weights
         self.last, self.best, self.csv = run.weights / "last.pt", run.weights / "best.pt", run.results_csv
-        self.start_epoch = start_epoch
+        self.start_epoch = state["epochs_done"] if state else 0
         with _own_precision_check():
             self._setup_train()
         self.validator.args.plots = False
         for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+            group["initial_lr"] = group.get("initial_lr", group["lr"]) * recovery.rate_factor()
+        self.measured_imgsz: int = recovery.initial("train.imgsz")
+        self.weights_file = WeightsFile(self, self.measured_imgsz)
+        if state:
+            restore_state(self, state)
+            self._state = None
 
     @property
     def images_per_epoch(self) -> int:
@@ -128,16 +148,22 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
     def setup_model(self) -> None:
         """Build the network for the set's classes and load what the weights have in common with it."""
         weights = self._inputs.weights
+        if self._state is not None:
+            self.model = self.get_model(cfg=self._state["architecture"], weights=None, verbose=False)
+            return
         loaded = load_model(weights.file) if weights.file else None
         cfg = loaded.yaml if loaded is not None else architecture_yaml(weights.architecture)
         self.model = self.get_model(cfg=cfg, weights=loaded, verbose=False)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> RunDataset:
-        """Return the checked split `img_path` (train, val or test)."""
+        """Return the checked split `img_path` (train, val or test); validation is measured at the initial size."""
         train = self._experiment.train
+        arguments = copy(self.args)
+        if mode != "train":
+            arguments.imgsz = self._recovery.initial("train.imgsz")
         return RunDataset(
             self._dataset.splits[img_path],
-            self.args,
+            arguments,
             augment=mode == "train",
             open_epochs=train.epochs - train.close_mosaic,
             cache_dir=self._inputs.cache_dir,
@@ -149,16 +175,30 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """Return the loader of a split; validation has its own batch size."""
         is_train = mode == "train"
-        batch = batch_size if is_train else self._inputs.val_batch
+        train = self._experiment.train
+        batch = batch_size if is_train else int(self._recovery.initial("train.val_batch"))
+        at_once = train.batch if is_train else train.val_batch
         return make_loader(
             self.build_dataset(dataset_path, mode, batch),
             batch_size=batch,
+            at_once=int(at_once or batch),
             workers=self.args.workers,
             seed=self.args.seed,
             shuffle=is_train,
-            start_epoch=self._loader_start if is_train else 0,
+            start_epoch=self.start_epoch if is_train else 0,
             pin=self.device.type == "cuda",
         )
+
+    @property
+    def test_at_once(self) -> int:
+        """Images per forward pass in validation."""
+        return int(self.test_loader.batch_sampler.sampler.at_once)
+
+    def renew_validation(self) -> None:
+        """Make the loader of validation anew, after its batch was made smaller."""
+        self.test_loader.close()
+        self.test_loader: Any = self.get_dataloader("val", mode="val")
+        self.validator.dataloader = self.test_loader
 
     def seed_step(self, epoch: int, first_image: int) -> None:
         """Seed what is drawn once for a whole batch (multi-scale).

@@ -39,7 +39,7 @@ class Weights:
     """What training starts from, or what is evaluated.
 
     Attributes:
-        source: scratch, pretrained or file.
+        source: scratch, pretrained, file, or state (of a run that goes on).
         architecture: Name of the model, such as yolov8n.
         file: The checkpoint, or None for scratch.
         sha256: Of the file, or None.
@@ -213,12 +213,18 @@ def inspect(file: Path, typed_name: str | None) -> Weights:
         source="file",
         architecture=typed_name or name,
         file=file.resolve(),
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        sha256=fingerprint(file),
         names=names,
         imgsz=int(imgsz) if isinstance(imgsz, int) else None,
         num_modules=len(model.model),
         stride=max(int(model.stride.max()), 32),
     )
+
+
+def fingerprint(file: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def architecture_name(model: Any) -> str:

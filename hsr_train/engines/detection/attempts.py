@@ -1,0 +1,113 @@
+"""Training in attempts: each sets everything up anew from the newest state, so that nothing of a failed one is left.
+
+The first attempt of a resumed run, the next one after a rung of the ladder, and an uninterrupted run take one path.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from hsr_train.config.schema import DetectExperiment
+from hsr_train.engines.base import Plan, RunContext
+from hsr_train.engines.detection.loop import Loop, write_weights
+from hsr_train.engines.detection.monitor import Monitor
+from hsr_train.engines.detection.state import KEPT, Saver, newest_state
+from hsr_train.engines.detection.trainer import RunTrainer
+from hsr_train.errors import RunError
+from hsr_train.recovery import START
+from hsr_train.run.atomic import free_space
+from hsr_train.run.directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+_STATE_BYTES_PER_PARAMETER = 16
+"""Model, EMA and the two moments of an Adam-like optimizer, in float32."""
+
+
+@dataclass
+class Trained:
+    """What training came to.
+
+    Attributes:
+        epochs: Epochs completed in all.
+        best_epoch: The epoch (from 1) whose weights are in best.pt.
+        monitor: Its records.
+    """
+
+    epochs: int
+    best_epoch: int
+    monitor: Monitor
+
+
+class Attempts:
+    """The attempts of one process at one run."""
+
+    def __init__(self, plan: Plan, context: RunContext) -> None:
+        assert isinstance(plan.experiment, DetectExperiment)
+        self.experiment, self.inputs, self.context = plan.experiment, plan.inputs, context
+        self._purge = context.resuming
+
+    def next(self) -> Trained:
+        """Train from the newest state to the end."""
+        experiment, context, recovery = self.experiment, self.context, self.context.recovery
+        recovery.stride = max(self.inputs.weights.stride, recovery.stride)
+        state = newest_state(context.run.state)
+        done = state["epochs_done"] if state else 0
+        recovery.begin(done + 1)
+        recovery.stop_if_due()
+        if state:
+            log.info("Going on after epoch %d of %d", done, experiment.train.epochs)
+        with Saver() as saver:
+            trainer = RunTrainer(experiment, self.inputs, context.run, recovery, state)
+            try:
+                _require_space(trainer, context.run)
+                extended = _extend(trainer, state) if state else False
+                if state:
+                    write_weights(trainer.weights_file, context.run, state, experiment.train.save_period)
+                monitor = Monitor(
+                    context.run,
+                    context.status,
+                    context.events,
+                    num_groups=len(trainer.optimizer.param_groups),
+                    has_dfl=trainer.has_dfl,
+                    epochs=experiment.train.epochs,
+                    epochs_done=done,
+                    purge=self._purge,
+                )
+                self._purge = False
+                loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0)
+                finished = state is not None and state["stopped"] and not extended
+                epochs = done if finished else loop.train()
+            finally:
+                trainer.close()
+        recovery.at(START, epochs + 1)
+        recovery.stop_if_due()  # a reproduction may have to repeat an extension
+        return Trained(epochs, loop.best_epoch, monitor)
+
+
+def _extend(trainer: RunTrainer, state: dict[str, Any]) -> bool:
+    """Say what a run with more epochs than its state was made for does with them; return whether it has more."""
+    before, now, done = state["epochs"], trainer.epochs, state["epochs_done"]
+    if now <= before:
+        return False
+    trainer.stopper.best_epoch = done  # patience counts from here
+    log.info(
+        "Extended from %d to %d epochs: from epoch %d on the learning rate is what a run of %d epochs has there, "
+        "mosaic is off in the last %d of them, and patience counts anew",
+        before, now, done + 1, now, trainer.args.close_mosaic,
+    )  # fmt: skip
+    return True
+
+
+def _require_space(trainer: RunTrainer, run: RunDirectory) -> None:
+    """Refuse to train what could not be saved: states in float32, one more while it is written, and weights."""
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    needed = parameters * ((KEPT + 1) * _STATE_BYTES_PER_PARAMETER + 3 * 2)
+    held = sum(file.stat().st_size for folder in (run.state, run.weights) for file in folder.glob("*.pt"))
+    if shutil.disk_usage(run.path).free + held < needed:
+        raise RunError(
+            f"{run.path}: {free_space(run.path)}, the states and weights of this model need {needed / 1e6:.0f} MB"
+        )
