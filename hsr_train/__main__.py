@@ -2,6 +2,7 @@
 
 import sys
 
-from hsr_train.cli import main
+from hsr_train.cli import console
 
-sys.exit(main())
+if __name__ == "__main__":  # not in a process that multiprocessing starts anew
+    sys.exit(console())

@@ -1,16 +1,19 @@
 """The command line: every Hydra form, one way in (`config.compose`), one error boundary, one exit status.
 
-0 done, 2 the input is at fault, 1 anything else, 130 after Ctrl-C, 143 after SIGTERM. Logs go to standard error;
-`--cfg` prints only YAML on standard output.
+0 done, 2 the input is at fault, 1 anything else, 130 after Ctrl-C, 143 after SIGTERM, 128 and the number of another
+signal that killed the training. Logs go to standard error; `--cfg` prints only YAML on standard output. `console` is
+the command, whose training has a supervisor; `main` called from Python does everything in its own process.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +29,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SAME_STOP_S = {signal.SIGINT: 1.0, signal.SIGTERM: 10.0}
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+def console() -> int:
+    """Run the command that this process is; return its exit status."""
+    return main(supervise=True)
+
+
+def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
     """Run one command.
 
     Args:
         argv: Arguments after the program's name; default: those of this process.
+        supervise: Whether to train in a child process that may be killed for memory and go on (`supervisor`).
 
     Returns:
         The exit status. Defects of ours are raised, with their traceback.
@@ -40,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     configure_console()
     try:
-        with _terminable():
-            _command(list(sys.argv[1:] if argv is None else argv))
+        with _stoppable():
+            _command(list(sys.argv[1:] if argv is None else argv), supervise)
     except HsrTrainError as error:
         log.error("%s", error)
         return error.exit_status
@@ -56,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _command(argv: list[str]) -> None:
+def _command(argv: list[str], supervise: bool) -> None:
     from hydra._internal.utils import get_args_parser
 
     from hsr_train.config.overrides import Typed, quote_paths
@@ -68,7 +79,7 @@ def _command(argv: list[str]) -> None:
     _refuse_options(args, [token for token in unknown if token.startswith("-")], argv)
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     overrides = quote_paths(args.overrides, sweep=multirun)
-    job = _Job(args, multirun)
+    job = _Job(args, multirun, supervise)
     quoted = quote_paths(argv, sweep=multirun)
     if args.cfg == "job":
         text = _yaml(job.compose(overrides), args.package)
@@ -130,13 +141,15 @@ class _Job:
 
     Attributes:
         multirun: Whether it is one of several.
+        supervise: Whether each trains in a process of its own.
         checked: Experiments composed ahead, by their overrides.
         failures: Errors meant for the user, in the order of the jobs. They are kept instead of raised, since Hydra
             would print a line of its own for each.
     """
 
-    def __init__(self, args: Namespace, multirun: bool) -> None:
+    def __init__(self, args: Namespace, multirun: bool, supervise: bool) -> None:
         self.multirun = multirun
+        self.supervise = supervise
         self.config_dir: str | None = args.config_dir
         self.config_name: str = args.config_name or "config"
         self.checked: dict[tuple[str, ...], Experiment] = {}
@@ -156,20 +169,39 @@ class _Job:
         """Run the job whose overrides Hydra holds."""
         from hydra.core.hydra_config import HydraConfig
 
-        import hsr_train
-
         overrides = HydraConfig.get().overrides.task
         try:
             experiment = self.checked.get(tuple(overrides)) or self.compose(overrides)
             _log_decisions(experiment)
-            if self.multirun and experiment.tensorboard.serve == "auto":
-                experiment.tensorboard.serve = False  # A server for each of many jobs helps nobody.
-            return hsr_train.execute(experiment)
+            experiment = self._adapted(experiment)
+            if not self.supervise:
+                return _execute(experiment)
+            from hsr_train.supervisor import supervised
+
+            result: Result = supervised(_execute, experiment, self._again)
+            return result
         except HsrTrainError as error:
             if self.multirun:  # The next job starts; the grid ends with a summary.
                 log.error("The job with %s failed: %s", " ".join(overrides), error)
             self.failures.append(error)
             return error
+
+    def _again(self, overrides: list[str]) -> Experiment:
+        """Return the experiment that goes on with a job's run."""
+        from hsr_train.config.overrides import quote_paths
+
+        return self._adapted(self.compose(quote_paths(overrides)))
+
+    def _adapted(self, experiment: Experiment) -> Experiment:
+        if self.multirun and experiment.tensorboard.serve == "auto":
+            experiment.tensorboard.serve = False  # A server for each of many jobs helps nobody.
+        return experiment
+
+
+def _execute(experiment: Experiment) -> Result:
+    import hsr_train
+
+    return hsr_train.execute(experiment)  # loads what is heavy
 
 
 def _hand_to_hydra(argv: list[str], job: _Job) -> None:
@@ -231,20 +263,31 @@ def _errors_raised() -> Iterator[None]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into an exception while a command runs, so that everything is left tidy."""
+def _stoppable() -> Iterator[None]:
+    """Turn SIGTERM into an exception while a command runs, and take a signal that arrives twice for one.
+
+    Schedulers send theirs to every process, and the supervisor passes it on: the second must not break off the tidying
+    up after the first. A later one is heeded, for an impatient user, and since an exception can get lost in a library.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python allows signal handlers in the main thread only; the host program has its own.
         return
+    heeded_s: dict[int, float] = {}
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
+        now_s = time.monotonic()
+        if now_s - heeded_s.get(signum, -math.inf) >= SAME_STOP_S[signal.Signals(signum)]:
+            heeded_s[signum] = now_s
+            raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, or the host program's
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _log_decisions(experiment: Experiment) -> None:

@@ -1,6 +1,6 @@
 """What can be wrong, said so that the reader knows what to type next.
 
-Three classes, caught at one boundary (`cli.main`), which turns them into an exit status. Everything else that is
+A few classes, caught at one boundary (`cli.main`), which turns them into an exit status. Everything else that is
 raised is a defect of ours and keeps its traceback.
 """
 
@@ -50,9 +50,17 @@ class InputError(HsrTrainError):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(str(p) for p in self.problems))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[list[Problem]]]:
+        """Pickle the problems, which the message alone does not hold; errors travel between processes."""
+        return type(self), (self.problems,)
+
 
 class RunError(HsrTrainError):
     """The input was right and the run still could not go on (disk full, numbers gone wrong). Exit status 1."""
+
+
+class NotReproducedError(RunError):
+    """A reproduction is complete, and differs from its original."""
 
 
 class Terminated(KeyboardInterrupt):

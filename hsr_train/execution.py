@@ -37,6 +37,7 @@ from hsr_train.run.manifest import build_manifest, read_manifest
 from hsr_train.run.record import RunRecord, write_summary, write_training_result
 from hsr_train.run.status import StatusWriter, read_status
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
+from hsr_train.supervised_child import announce
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +51,35 @@ def execute(experiment: Experiment) -> Result:
         experiment: From `compose`; not changed.
 
     Returns:
-        What the run achieved; `run_dir` is None for mode=check and mode=tensorboard.
+        What the run achieved; `run_dir` is None for mode=check, mode=compare and mode=tensorboard.
 
     Raises:
         InputError: The input is at fault; for most causes before a directory is made.
         RunError: The run could not go on.
     """
     output_dir = Path(experiment.output_dir).expanduser().absolute()
+    if experiment.mode == "compare":
+        print(comparison(experiment))
+        return Result(run_dir=None, status="compared")
     if experiment.mode == "tensorboard":
         serve_forever(output_dir, experiment.tensorboard.host, experiment.tensorboard.port)
         return Result(run_dir=None)
     with _remembered_log() as remembered:
+        reproduction = Reproduction(experiment) if experiment.origin.reproduce_from is not None else None
         engine, machine = load_engine(experiment.task), detect()
         decisions = Decisions(experiment.origin.decisions)
         for decision in decisions:  # on the console already, when the experiment was composed; now for train.log
             log.debug("Decided: %s", decision)
         plan = engine.prepare(experiment, machine, decisions)
+        manifest = build_manifest(
+            decisions=plan.decisions,
+            fingerprints=plan.fingerprints,
+            machine=machine.record(),
+            seeds=plan.seeds,
+            command=sys.argv,
+        )
+        if reproduction is not None:
+            reproduction.check_drift(plan, manifest)
         if experiment.mode == "check":
             print("\n".join(plan.summary))
             return Result(run_dir=None, status="checked")
@@ -83,7 +97,9 @@ def execute(experiment: Experiment) -> Result:
             remembered.flush()
             stack.callback(remembered.setTarget, None)
             try:
-                return _run(engine, plan, run, machine, stack, handler)
+                if reproduction is not None:
+                    reproduction.start(run)
+                result, recovery = _run(engine, plan, run, manifest, stack, handler)
             except BaseException as error:
                 _write_down(error, handler)
                 raise
@@ -110,6 +126,7 @@ def _run(
     status = stack.enter_context(StatusWriter(run, mode=experiment.mode))
     _write_inputs(plan, run, machine, resuming)
     log.info("Run directory: %s", run.path)
+    announce(run.path)
     url = _serve(experiment, run, stack)
     events = _events(experiment, run, resuming, stack)
     recovery = _recovery(experiment, run, events)

@@ -29,8 +29,19 @@ COMMON = {"errors", "decisions"}
 MAY_IMPORT = {
     "": {"config", "execution"},
     "__main__": {"cli"},
-    "cli": {"", "config", "run", "engines.base", *COMMON},
-    "execution": {"config", "hardware", "run", "recovery", "engines.base", "engines.registry", *COMMON},
+    "cli": {"", "config", "run", "engines.base", "supervisor", *COMMON},
+    "supervisor": {"supervised_child", "config.schema", "hardware", "run", *COMMON},
+    "supervised_child": COMMON,
+    "execution": {
+        "config",
+        "supervised_child",
+        "hardware",
+        "run",
+        "recovery",
+        "engines.base",
+        "engines.registry",
+        *COMMON,
+    },
     "config": {"", "hardware", "run.directory", "run.changes", *COMMON},
     "hardware": COMMON,
     "recovery": {"config.schema", "run", *COMMON},
@@ -53,7 +64,7 @@ KNOWN_ONLY_TO = {
     "onnxruntime": ("engines.",),
     "tensorboard": ("run",),
     "pynvml": ("hardware",),
-    "psutil": ("run", "hardware", "data"),
+    "psutil": ("run", "hardware", "data", "supervisor"),
 }
 
 
@@ -138,7 +149,8 @@ def test_ultralytics_is_brought_up_before_it_is_imported(module: str) -> None:
 
 
 def test_light_rooms_load_no_heavy_library() -> None:
-    light = [m for m in MODULES if room_of(m) in ("config", "hardware", "run", "data", "errors", "decisions", "cli")]
+    rooms = ("config", "hardware", "run", "data", "errors", "decisions", "cli", "supervisor")
+    light = [m for m in MODULES if room_of(m) in rooms]
     light.remove("hsr_train.run.tensorboard_child")
     program = (
         f"import importlib, sys\nfor name in {light!r}:\n    importlib.import_module(name)\n"

@@ -1,8 +1,8 @@
 """How much memory and how many cores this process may use: the container's limits, not only the host's.
 
-`machine.py` calls `read_memory`, `read_cores` and `read_cpu_name`. Linux limits a container through control groups,
-version 1 or 2; a limit of any ancestor counts. Everything is read below one `proc` folder, so that tests can lay out
-their own tree.
+`machine.py` calls `read_memory`, `read_cores` and `read_cpu_name`; `oom_kills` finds its counters here. Linux limits a
+container through control groups, version 1 or 2; a limit of any ancestor counts. Everything is read below one `proc`
+folder, so that tests can lay out their own tree.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_memory(proc: Path = PROC, host: tuple[int, int] | None = None) -> Memor
         answer = psutil.virtual_memory()
         host = answer.total, answer.available
     total, available, note = *host, ""
-    for folder, version in _groups(proc, "memory"):
+    for folder, version in control_groups(proc, "memory"):
         limit, used = _memory_v2(folder) if version == 2 else _memory_v1(folder)
         if limit is None:
             continue
@@ -66,7 +66,7 @@ def read_cores(proc: Path = PROC, usable: int | None = None) -> int:
     if usable is None:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = float(usable)
-    for folder, version in _groups(proc, "cpu"):
+    for folder, version in control_groups(proc, "cpu"):
         cores = min(cores, _cpu_v2(folder) if version == 2 else _cpu_v1(folder))
     return max(math.ceil(cores), 1)  # half a core of quota still lets one more process make progress
 
@@ -78,7 +78,7 @@ def read_cpu_name(proc: Path = PROC) -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def _groups(proc: Path, controller: str) -> Iterator[tuple[Path, int]]:
+def control_groups(proc: Path, controller: str) -> Iterator[tuple[Path, int]]:
     """Yield this process's control group and its ancestors, innermost first, with the version (1 or 2)."""
     mounts = _mounts(proc)
     for line in (_read(proc / "self" / "cgroup") or "").splitlines():
@@ -101,6 +101,12 @@ def _groups(proc: Path, controller: str) -> Iterator[tuple[Path, int]]:
             break
 
 
+def statistic(path: Path, key: str) -> int | None:
+    """Return one line's number in a file of lines `key number`; None if there is no such file or line."""
+    found = re.search(rf"^{key} (\d+)$", _read(path) or "", re.MULTILINE)
+    return int(found.group(1)) if found else None
+
+
 def _mounts(proc: Path) -> list[tuple[str, Path, str, list[str]]]:
     """Return the mounted control groups: root inside the hierarchy, mount point, file system type, controllers."""
     mounts = []
@@ -115,16 +121,19 @@ def _mounts(proc: Path) -> list[tuple[str, Path, str, list[str]]]:
 
 
 def _memory_v2(folder: Path) -> tuple[int | None, int]:
-    """Return limit (None: none) and use in bytes; memory.high counts, since beyond it the kernel stalls the process."""
+    """Return limit (None: none) and use in bytes, without the page cache that the kernel gives back on demand.
+
+    memory.high counts, since beyond it the kernel stalls the process.
+    """
     limits = [limit for name in ("memory.max", "memory.high") if (limit := _number(folder / name)) is not None]
-    used = (_number(folder / "memory.current") or 0) - _statistic(folder / "memory.stat", "inactive_file")
+    used = (_number(folder / "memory.current") or 0) - (statistic(folder / "memory.stat", "inactive_file") or 0)
     return min(limits, default=None), max(used, 0)
 
 
 def _memory_v1(folder: Path) -> tuple[int | None, int]:
     """Return limit and use in bytes; no limit reads as a number near 2**63."""
     limit = _number(folder / "memory.limit_in_bytes")
-    cache = _statistic(folder / "memory.stat", "total_inactive_file")
+    cache = statistic(folder / "memory.stat", "total_inactive_file") or 0
     return limit, max((_number(folder / "memory.usage_in_bytes") or 0) - cache, 0)
 
 
@@ -136,12 +145,6 @@ def _cpu_v2(folder: Path) -> float:
 def _cpu_v1(folder: Path) -> float:
     quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
     return math.inf if quota is None or quota < 0 or not period else quota / period
-
-
-def _statistic(path: Path, key: str) -> int:
-    """Return one line's number in a memory.stat; page cache that the kernel gives back on demand is not in use."""
-    found = re.search(rf"^{key} (\d+)$", _read(path) or "", re.MULTILINE)
-    return int(found.group(1)) if found else 0
 
 
 def _number(path: Path) -> int | None:
