@@ -26,10 +26,11 @@ from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Engine, Plan, Result, RunContext
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError, Terminated
-from hsr_train.hardware import Machine, detect
+from hsr_train.hardware import detect
 from hsr_train.recovery import Recovery
 from hsr_train.run.atomic import free_space, write_json, write_text
 from hsr_train.run.changes import Change, write_changes
+from hsr_train.run.data_files import write_data_files
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.log import TrainLogHandler, attach_file, detach_file, success
@@ -38,6 +39,7 @@ from hsr_train.run.record import RunRecord, write_summary, write_training_result
 from hsr_train.run.status import StatusWriter, read_status
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
 from hsr_train.supervised_child import announce
+from hsr_train.verification import Reproduction, check_fingerprints, comparison
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +99,7 @@ def execute(experiment: Experiment) -> Result:
             remembered.flush()
             stack.callback(remembered.setTarget, None)
             try:
-                if reproduction is not None:
-                    reproduction.start(run)
-                result, recovery = _run(engine, plan, run, manifest, stack, handler)
+                return _run(engine, plan, run, manifest, reproduction, stack, handler)
             except BaseException as error:
                 _write_down(error, handler)
                 raise
@@ -116,7 +116,13 @@ def _require_space(output_dir: Path) -> None:
 
 
 def _run(
-    engine: Engine, plan: Plan, run: RunDirectory, machine: Machine, stack: ExitStack, handler: TrainLogHandler
+    engine: Engine,
+    plan: Plan,
+    run: RunDirectory,
+    manifest: dict[str, Any],
+    reproduction: Reproduction | None,
+    stack: ExitStack,
+    handler: TrainLogHandler,
 ) -> Result:
     experiment, since = plan.experiment, time.monotonic()
     resuming = experiment.origin.resume_from is not None
@@ -124,7 +130,9 @@ def _run(
         check_fingerprints(plan, run)  # before anything is changed
     earlier_s = _earlier_seconds(run)
     status = stack.enter_context(StatusWriter(run, mode=experiment.mode))
-    _write_inputs(plan, run, machine, resuming)
+    if reproduction is not None:
+        reproduction.start(run)
+    _write_inputs(plan, run, manifest, resuming)
     log.info("Run directory: %s", run.path)
     announce(run.path)
     url = _serve(experiment, run, stack)
@@ -146,14 +154,18 @@ def _run(
     finally:
         if experiment.mode == "train":
             training_time_s = earlier_s + time.monotonic() - since
-            record = _record(plan, result, machine, outcome, error, training_time_s, url, run)
+            record = _record(plan, result, manifest["machine"], outcome, error, training_time_s, url, run)
             record.recovery = [change.record() for change in recovery.rungs]
             if outcome == "completed":
                 write_training_result(run, record)
             write_summary(run, record)
+    if reproduction is not None:
+        reproduction.finish(engine, run, recovery)
     if result.failure is not None:
         raise result.failure
     success(log, "Done: %s", run.path)
+    if reproduction is not None:
+        reproduction.conclude()
     return result
 
 
@@ -200,16 +212,9 @@ def _remembered_log() -> Iterator[MemoryHandler]:
         handler.close()
 
 
-def _write_inputs(plan: Plan, run: RunDirectory, machine: Machine, resuming: bool) -> None:
+def _write_inputs(plan: Plan, run: RunDirectory, manifest: dict[str, Any], resuming: bool) -> None:
     """Record what the run is made of, before it starts."""
     experiment, origin = plan.experiment, plan.experiment.origin
-    manifest = build_manifest(
-        decisions=plan.decisions,
-        fingerprints=plan.fingerprints,
-        machine=machine.record(),
-        seeds=plan.seeds,
-        command=sys.argv,
-    )
     if resuming:
         first = read_manifest(run)
         changed = {k: v for k, v in manifest.items() if k in ("created", "command", "host", "packages", "decisions")}
@@ -222,24 +227,11 @@ def _write_inputs(plan: Plan, run: RunDirectory, machine: Machine, resuming: boo
         write_text(run.hydra_dir / "config.yaml", origin.config_yaml)
         write_text(run.hydra_dir / "overrides.yaml", yaml.safe_dump(origin.overrides, allow_unicode=True))
         write_text(run.hydra_dir / "hydra.yaml", origin.hydra_yaml)
+        if experiment.mode == "train":
+            write_data_files(run.data_files, plan.data_files())
     write_json(run.manifest, manifest)
     if not resuming:  # a resumed run's configuration changes when its state has been read: `Recovery.begin`
         write_text(run.config_yaml, saved.dump(experiment))
-
-
-def check_fingerprints(plan: Plan, run: RunDirectory) -> None:
-    """Refuse to go on with other data than the run began with.
-
-    Raises:
-        InputError: The data's fingerprint differs from the manifest's.
-    """
-    before = read_manifest(run).get("fingerprints", {}).get("data", {})
-    now = plan.fingerprints.get("data", {})
-    if before.get("fingerprint") != now.get("fingerprint"):
-        raise InputError(
-            Problem("data.path", str(now.get("path")), "the data are no longer what this run began with",
-                    "put the original data back, or start a new run")
-        )  # fmt: skip
 
 
 def _serve(experiment: Experiment, run: RunDirectory, stack: ExitStack) -> str | None:
@@ -288,7 +280,7 @@ def _recovery(experiment: Experiment, run: RunDirectory, events: EventWriter | N
 def _record(
     plan: Plan,
     result: Result,
-    machine: Machine,
+    system: dict[str, Any],
     outcome: str,
     error: str | None,
     training_time_s: float,
@@ -307,7 +299,7 @@ def _record(
         epochs=config.get("train", {}).get("epochs"),
         metrics=result.metrics,
         config=config,
-        system=machine.record(),
+        system=system,
         best_model_path=result.best_model_path,
         last_model_path=result.last_model_path,
         tensorboard_url=url,

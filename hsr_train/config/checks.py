@@ -28,6 +28,7 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
     decisions: list[Decision] = []
     if not experiment.data.path:
         problems.append(Problem("data.path", "", "has no value", "data.path=my/data.yaml"))
+    problems += _runs(experiment, typed)
     known = {key for key, _, _ in leaves(type(experiment))}
     bounded = [key for key in experiment.adjust.at_most if key not in known]
     problems += [unknown_key(key, type(experiment), where="adjust.at_most: ") for key in bounded]
@@ -39,6 +40,21 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
     for problem in problems:
         first.setdefault(problem.key, problem)
     return list(first.values()), decisions
+
+
+def _runs(e: Experiment, typed: set[str]) -> list[Problem]:
+    """Refuse keys that name other runs where they have no effect."""
+    problems = []
+    if e.mode == "compare" and len(e.runs) != 2:
+        allowed = f"mode=compare needs two runs, here are {len(e.runs)}"
+        problems.append(Problem("runs", shown(e.runs), allowed, "mode=compare 'runs=[DIR,DIR]'"))
+    elif e.mode != "compare" and e.runs:
+        problems.append(Problem("runs", shown(e.runs), "has no effect without mode=compare", "type mode=compare too"))
+    if e.reproduce is None and (e.on_drift != Experiment.on_drift or "on_drift" in typed):
+        problems.append(
+            Problem("on_drift", e.on_drift, "has no effect without reproduce=", "reproduce=DIR, or leave it out")
+        )
+    return problems
 
 
 def _model(name: str) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 Hydra composes `conf/` (and a `config_dir`); what depends on the hardware is found out first (`relative.py`), and
 nothing leaves here unchecked (`strict.py`, `checks.py`). Hydra's own refusals become ours (`refusals.py`). A resumed
-run is composed from its own record instead (`resume.py`).
+or reproduced run is composed from its own record instead (`resume.py`, `reproduce.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hsr_train.config import refusals, registration, relative
 from hsr_train.config.checks import check
 from hsr_train.config.overrides import Typed, quote_paths
 from hsr_train.config.paths import CONF_DIR
+from hsr_train.config.reproduce import reproduced
 from hsr_train.config.resume import resumed
 from hsr_train.config.schema import DetectExperiment, Experiment, Origin
 from hsr_train.config.strict import build
@@ -58,6 +59,8 @@ def compose_quietly(
 ) -> DetectExperiment:
     """Do what `compose` does without a line in the log, for a check ahead of a run."""
     typed = Typed.parse(quote_paths(overrides))
+    if typed.value("reproduce") is not None:
+        return reproduced(typed)
     if typed.value("resume") is not None:
         return resumed(typed)
     with _hydra(config_dir):
@@ -127,6 +130,9 @@ def _once(typed: Typed, config_name: str) -> DetectExperiment:
     schema = registration.SCHEMAS[composition.plain.get("task", "detect")]
     experiment, refused = build(schema, composition.plain)
     problems += refused
+    problems += [
+        _only_typed(key, run) for key in ("resume", "reproduce") if (run := getattr(experiment, key)) is not None
+    ]
     found, decided = check(experiment, typed.keys)
     bad = {p.key for p in problems}
     problems += [p for p in found if p.key not in bad]
@@ -141,6 +147,12 @@ def _once(typed: Typed, config_name: str) -> DetectExperiment:
         tier_batch=_tier_file(composition.plain["gpu_tier"]).get("batch", Origin.tier_batch),
     )
     return cast(DetectExperiment, experiment)
+
+
+def _only_typed(key: str, run: str) -> Problem:
+    return Problem(
+        key, run, "has no effect in a file: it is read before files are", f"on the command line: {key}={run}"
+    )
 
 
 def _hydra_yaml(config: DictConfig) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hsr_train.config.overlay import is_among, listed, overlay, start_anew
 from hsr_train.config.overrides import Typed
+from hsr_train.config.reproduce import go_on_repeating
 from hsr_train.config.saved import dump, load
 from hsr_train.config.schema import DetectExperiment, Experiment, Origin
 from hsr_train.config.values import check_values
@@ -69,6 +70,8 @@ def resumed(typed: Typed) -> DetectExperiment:
         resume_from=str(run),
         changes=changes + _typed_changes(saved, experiment),
     )
+    if saved.reproduce is not None:
+        go_on_repeating(experiment.origin, directory, changes)
     return experiment
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,12 @@ class DetectionSet:
             for image, image_hash, label_hash in zip(split.images, split.hashes, split.label_hashes, strict=True)
         )
         return hashlib.sha256("\n".join("\0".join(row) for row in rows).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def files(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yield each image: its split, its path from the root, the hashes of image and label file (empty: none)."""
+        for name, split in self.splits.items():
+            for image, image_hash, label_hash in zip(split.images, split.hashes, split.label_hashes, strict=True):
+                yield name, self._relative(str(image)), image_hash, label_hash
 
     def _relative(self, file: str) -> str:
         """Return the path from the root, with slashes; may begin with ../ where a list leads out of the root."""

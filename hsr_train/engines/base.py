@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware import Machine
 from hsr_train.recovery import Recovery
+from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.log import TrainLogHandler
@@ -28,6 +30,7 @@ class Plan:
         seeds: Every seed by name.
         summary: Lines that describe the plan to a person.
         inputs: The engine's own prepared input (datasets, resolved weights); opaque to everybody else.
+        data_files: Yields every file of the data with its hashes, for the run's data_files.csv.
     """
 
     experiment: Experiment
@@ -36,6 +39,7 @@ class Plan:
     seeds: dict[str, int]
     summary: list[str]
     inputs: Any
+    data_files: Callable[[], Iterable[DataFile]] = tuple
 
 
 @dataclass
@@ -125,4 +129,16 @@ class Engine(Protocol):
 
     def export(self, plan: Plan, context: RunContext) -> Result:
         """Write given weights in other formats, each verified against the original."""
+        ...
+
+    def weights_digest(self, run: RunDirectory) -> tuple[int, str] | None:
+        """Return what tells whether two runs came to the same weights.
+
+        Returns:
+            The epoch of the newest sound state in `state/`, and a SHA-256 over its weights in full precision; None if
+            there is no state.
+
+        Raises:
+            InputError: Every state is damaged.
+        """
         ...

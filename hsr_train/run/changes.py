@@ -76,11 +76,31 @@ def read_changes(path: Path) -> list[Change]:
     except OSError as error:
         raise InputError(Problem(str(path), "", f"cannot be read: {error.strerror or error}")) from error
     try:
-        rows = [{"before": row.pop("from"), "after": row.pop("to"), **row} for row in json.loads(text)]
-        return [Change(**row) for row in rows]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = "restore it from a copy, or start a new run"
-        raise InputError(Problem(str(path), "", f"is damaged: {error}", remedy)) from error
+        return changes_of(json.loads(text), path)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def changes_of(records: Any, path: Path) -> list[Change]:
+    """Return changes from the form that files keep (`Change.record`).
+
+    Args:
+        records: A list of mappings.
+        path: The file that holds them, for the message.
+
+    Raises:
+        InputError: They are damaged.
+    """
+    try:
+        rows = [{"before": row["from"], "after": row["to"], **row} for row in records]
+        return [Change(**{name: value for name, value in row.items() if name not in ("from", "to")}) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    remedy = "restore it from a copy, or start a new run"
+    return InputError(Problem(str(path), "", f"is damaged: {error}", remedy))
 
 
 def get_value(config: Any, key: str) -> Any:

@@ -57,7 +57,7 @@ def compare_manifests(
         files_now: The same of the other run; with both, a drift of data names the files.
     """
     return [
-        *_data(_data_of(before), _data_of(now), files_before, files_now),
+        *compare_data(_data_of(before), _data_of(now), files_before, files_now),
         *_weights(before, now),
         *_values(SEEDS, before["seeds"], now["seeds"]),
         *_code(before.get("git"), now.get("git")),
@@ -67,6 +67,35 @@ def compare_manifests(
         *_values(PLATFORM, {"system": before.get("platform")}, {"system": now.get("platform")}),
         *_values(ENVIRONMENT, _variables(before), _variables(now)),
     ]
+
+
+def compare_data(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    files_before: Iterable[DataFile] | None,
+    files_now: Iterable[DataFile] | None,
+) -> list[Drift]:
+    """Return how a set differs from what it was, by name where both lists of files are there.
+
+    Args:
+        before: The set's record in a manifest.
+        now: The same as it is now.
+        files_before: From data_files.csv.
+        files_now: The set's files as they are now.
+    """
+    if before.get("fingerprint") == now.get("fingerprint"):
+        return []
+    found = (
+        [] if before.get("names") == now.get("names") else [("names", _arrow(before.get("names"), now.get("names")))]
+    )
+    if files_before is not None and files_now is not None:
+        found += changed_files(files_before, files_now)
+    if not found:
+        found = [(str(now.get("path")), f"other files; {_counts(before)} then, {_counts(now)} now")]
+    drifts = [Drift(DATA, name, text) for name, text in found[:MOST_FILES]]
+    if len(found) > MOST_FILES:
+        drifts.append(Drift(DATA, str(now.get("path")), f"and {len(found) - MOST_FILES:,} further changes"))
+    return drifts
 
 
 def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -84,27 +113,6 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _data_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     data: Mapping[str, Any] = manifest["fingerprints"].get("data") or {}
     return data
-
-
-def _data(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    files_before: Iterable[DataFile] | None,
-    files_now: Iterable[DataFile] | None,
-) -> list[Drift]:
-    if before.get("fingerprint") == now.get("fingerprint"):
-        return []
-    found = (
-        [] if before.get("names") == now.get("names") else [("names", _arrow(before.get("names"), now.get("names")))]
-    )
-    if files_before is not None and files_now is not None:
-        found += changed_files(files_before, files_now)
-    if not found:
-        found = [(str(now.get("path")), f"other files; {_counts(before)} then, {_counts(now)} now")]
-    drifts = [Drift(DATA, name, text) for name, text in found[:MOST_FILES]]
-    if len(found) > MOST_FILES:
-        drifts.append(Drift(DATA, str(now.get("path")), f"and {len(found) - MOST_FILES:,} further changes"))
-    return drifts
 
 
 def _counts(data: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
-from hsr_train.errors import HsrTrainError, RunError, Terminated
+from hsr_train.errors import HsrTrainError, NotReproducedError, RunError, Terminated
 from hsr_train.run.atomic import write_json
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ def _outcome(error: BaseException | None) -> tuple[str, int, str]:
     """Return state, exit status and message for the exception that ended a run."""
     if error is None:
         return "completed", 0, ""
+    if isinstance(error, NotReproducedError):
+        return "completed", error.exit_status, str(error)
     if isinstance(error, Terminated):
         return "interrupted", 143, "stopped by SIGTERM"
     if isinstance(error, KeyboardInterrupt):

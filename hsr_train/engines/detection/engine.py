@@ -16,11 +16,13 @@ from hsr_train.engines.detection.export import ExportError, export_model
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
+from hsr_train.engines.detection.state import newest_state, weights_digest
 from hsr_train.engines.memory import persevere
 from hsr_train.hardware import Machine
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
 from hsr_train.run.atomic import write_json, write_text
 from hsr_train.run.curves import plot_curves
+from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,11 @@ class DetectionEngine:
         exports, failure = self._try_export(plan, context, plan.inputs.weights.file, folder)
         write_json(context.run.path / "exports.json", exports)
         return Result(run_dir=context.run.path, exports=exports, failure=failure)
+
+    def weights_digest(self, run: RunDirectory) -> tuple[int, str] | None:
+        """Return the epoch of the newest state and a SHA-256 over its weights."""
+        state = newest_state(run.state)
+        return None if state is None else (state["epochs_done"], weights_digest(state))
 
     def _evaluate(self, plan: Plan, context: RunContext, model: Path, split: str, output_dir: Path) -> Evaluation:
         experiment, inputs, recovery = plan.experiment, plan.inputs, context.recovery

@@ -98,6 +98,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         seeds={"train.seed": experiment.train.seed, "data.seed": experiment.data.seed},
         summary=_summary(experiment, machine, start, dataset, decisions),
         inputs=inputs,
+        data_files=dataset.files if dataset is not None else tuple,
     )
 
 
@@ -147,7 +148,9 @@ def _load_data(experiment: DetectExperiment, cache_dir: Path, decisions: Decisio
         decisions.record("data.path", DEMO, "the built-in demo set; your own: data.path=my/data.yaml")
         config.path = str(ensure_demo_set(cache_dir, seed=config.seed))
     need = {"validate": (config.split,), "export": (config.split,)}.get(experiment.mode, ("train", "val"))
-    return load_detection_set(config, decisions, need=need, rehash=experiment.origin.resume_from is not None)
+    origin = experiment.origin
+    rehash = origin.resume_from is not None or origin.reproduce_from is not None
+    return load_detection_set(config, decisions, need=need, rehash=rehash)
 
 
 def _take_image_size(experiment: DetectExperiment, start: weights.Weights, decisions: Decisions) -> None:

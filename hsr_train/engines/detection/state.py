@@ -129,6 +129,19 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def weights_digest(state: dict[str, Any]) -> str:
+    """Return a SHA-256 over the weights and the EMA of a state, in full precision, with names and shapes.
+
+    The file's own checksum would not do: the order of the optimizer's entries differs where a run was resumed.
+    """
+    digest = hashlib.sha256()
+    for part in ("model", "ema"):
+        for name, value in state[part].items():
+            digest.update(f"{part} {name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class _DamagedError(Exception):
     """A state file is not what was written; the text says in which way."""
 
