@@ -152,7 +152,7 @@ class Recovery:
         return change
 
     def _rung(self, cause: str) -> Change:
-        where = f"{cause.capitalize()} in epoch {self.epoch} ({self.place}): {self._described()}."
+        where = f"{cause[0].upper()}{cause[1:]} in epoch {self.epoch} ({self.place}): {self._described()}."
         if not self.config.enabled:
             raise RunError(f"{where} Recovery is switched off: type recovery.enabled=true, or {ADVICE[cause]}.")
         kills = sum(change.place == KILLED for change in self.changes)
@@ -174,12 +174,14 @@ class Recovery:
                 yield VALIDATION_BATCH, "train.val_batch", train.val_batch // 2
             if cause == GPU_MEMORY:
                 return  # neither the training batch nor the loaders take the GPU's memory here
+        trains = self.place not in (FINAL_EVALUATION, EXPORT)
         for rung in LADDERS.get(cause or "", ()):
-            if rung == BATCH and train.batch > self.config.min_batch and self.place not in WITHOUT_GRADIENTS:
+            # A single image of one stride has one value per channel, which batch normalisation cannot use.
+            if rung == BATCH and trains and train.batch > self.config.min_batch and train.imgsz >= 2 * self.stride:
                 yield BATCH, "train.batch", max(train.batch // 2, self.config.min_batch)
-            elif rung == IMAGE_SIZE:
+            elif rung == IMAGE_SIZE and trains:
                 smaller = (train.imgsz - 1) // self.stride * self.stride
-                if smaller >= max(self.config.min_imgsz, self.stride):
+                if smaller >= max(self.config.min_imgsz, 2 * self.stride):
                     yield IMAGE_SIZE, "train.imgsz", smaller
             elif rung == CACHE and train.cache != "none":
                 yield CACHE, "train.cache", "none"

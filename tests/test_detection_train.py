@@ -830,7 +830,7 @@ def test_ctrl_c_of_the_command_is_tidy_and_resumable(long_run: list[str], tmp_pa
     epochs = len(rows(run))
     assert 1 <= epochs < 40
     assert hsr_train.compose(["resume=last", f"output_dir={tmp_path / 'out'}"]).origin.resume_from == str(run)
-    assert main([f"resume={run}", "train.epochs=50"]) == 2
+    assert main([f"resume={run}", "train.nbs=50"]) == 2
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ class RecoveryConfig:
 
     enabled: bool = knob(True, "Recover from running out of memory and from diverging; false ends the run.")
     min_batch: int = knob(2, "Smallest batch in images; the effective batch stays what it was.", ge=1)
-    min_imgsz: int = knob(320, "Smallest training image size in pixels; fitness is measured at the full size.", ge=32)
+    min_imgsz: int = knob(320, "Smallest training image size in pixels; fitness is measured at the full size.", ge=64)
     max_retries: int = knob(3, "Restarts of a process that the kernel killed for memory.", ge=0)
     max_nan_retries: int = knob(2, "Returns to the last good state when losses are no numbers any more.", ge=0)
 

@@ -28,7 +28,7 @@ from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.schedule import Schedule, effective_batch
 from hsr_train.engines.detection.state import Saver, snapshot, write_state
 from hsr_train.engines.detection.trainer import RunTrainer
-from hsr_train.engines.memory import persevere
+from hsr_train.engines.memory import cause_of, persevere
 from hsr_train.errors import RunError
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
 from hsr_train.run.atomic import write_bytes
@@ -99,7 +99,7 @@ class Loop:
         log.info(
             "Training %s on %d images, validating on %d, %d px, batch %d, effective batch %d, %d workers, on %s",
             self.experiment.model.name, trainer.images_per_epoch, len(trainer.test_loader.dataset),
-            trainer.args.imgsz, trainer.batch_size, self.schedule.effective_batch, trainer.args.workers,
+            trainer.args.imgsz, self.experiment.train.batch, self.schedule.effective_batch, trainer.args.workers,
             trainer.device,
         )  # fmt: skip
         trainer.optimizer.zero_grad()
@@ -114,7 +114,10 @@ class Loop:
                 times.train_s = time.perf_counter() - started
                 if self._finish_epoch(epoch, losses, times, started):
                     return epoch + 1
-            except OSError as error:  # what is written reports its own; a worker's error has its traceback as text
+            except OSError as error:
+                if cause_of(error) is not None:
+                    raise
+                # What is written reports its own errors; a worker's error has its traceback as text.
                 cause = str(error).strip().splitlines()[-1]
                 raise RunError(f"The data cannot be read any more in epoch {epoch + 1}: {cause}") from error
         return int(trainer.epochs)
@@ -131,9 +134,10 @@ class Loop:
         for number, batch in enumerate(_timed(trainer.train_loader, times)):
             self.saver.check()
             num_images = int(batch["img"].shape[0])
-            progress = self.schedule.warmup_progress(epoch, images)
+            first = images - images % trainer.batch_size  # of the batch, if memory allows only a part of it at once
+            progress = self.schedule.warmup_progress(epoch, first)
             self._set_rates(epoch, progress)
-            trainer.seed_step(epoch, images - images % trainer.batch_size)
+            trainer.seed_step(epoch, first)
             items = self._backward(batch)
             means = {k: (means[k] * number + v) / (number + 1) if means else v for k, v in items.items()}
             images += num_images
