@@ -131,10 +131,9 @@ def compare_outcomes(original: Outcome, reproduction: Outcome, bound: float = 0.
         for epoch in both
         for column in shared
     ]
-    extra = sorted(original.epochs.keys() ^ reproduction.epochs.keys())
-    if not original.finished:  # it was to go on
-        extra = [epoch for epoch in extra if epoch in original.epochs]
-    if extra:
+    # An unfinished run was to go on: epochs that it lacks are no difference.
+    lacking = original.finished and reproduction.epochs.keys() - original.epochs.keys()
+    if lacking or (reproduction.finished and original.epochs.keys() - reproduction.epochs.keys()):
         lengths = (len(original.epochs), len(reproduction.epochs))
         differences.append(Difference(None, "epochs", *lengths))
     if original.metrics and reproduction.metrics:
