@@ -53,18 +53,32 @@ def comparison(experiment: Experiment) -> str:
 
 
 def check_fingerprints(plan: Plan, run: RunDirectory) -> None:
-    """Refuse to go on with other data than the run began with.
+    """Refuse to go on with other data than the run began with, or, before its first state, from other weights.
 
     Raises:
-        InputError: The data's fingerprint differs from the manifest's.
+        InputError: A fingerprint differs from the manifest's.
     """
-    before = read_manifest(run).get("fingerprints", {}).get("data") or {}
-    now = plan.fingerprints.get("data") or {}
+    fingerprints = read_manifest(run).get("fingerprints", {})
+    _check_weights(fingerprints.get("weights") or {}, plan.fingerprints.get("weights") or {}, run)
+    before, now = fingerprints.get("data") or {}, plan.fingerprints.get("data") or {}
     found = drift.compare_data(before, now, read_data_files(run.data_files), plan.data_files())
     if found:
         allowed = f"the data are no longer what this run began with: {'; '.join(f'{d.name}: {d.text}' for d in found)}"
         remedy = "put the original data back, or start a new run"
         raise InputError(Problem("data.path", str(now.get("path")), allowed, remedy))
+
+
+def _check_weights(before: Mapping[str, Any], now: Mapping[str, Any], run: RunDirectory) -> None:
+    """Once there is a state, the weights that training started from are not needed any more."""
+    if before.get("sha256") == now.get("sha256"):
+        return
+    has_state = any(run.state.glob("*.pt"))
+    if not has_state:
+        allowed = "the weights are no longer what this run began with"
+        remedy = "put the original file back, or start a new run"
+        raise InputError(Problem("model.weights", str(before.get("file")), allowed, remedy))
+    how = "have changed since" if now.get("sha256") else "are gone"
+    log.warning("The weights that this run started from %s: %s. Its state does not need them", how, before.get("file"))
 
 
 class Reproduction:

@@ -13,8 +13,11 @@ from hsr_train import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-GUIDES = [ROOT / "README.md", ROOT / "docs" / "configuration.md", ROOT / "docs" / "troubleshooting.md"]
-NEEDS_A_RUN = ("resume=", "--config-dir")
+GUIDES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("configuration", "recovery", "troubleshooting")),
+]
+NEEDS_A_RUN = ("resume=", "reproduce=", "runs=", "--config-dir")
 
 
 def shell_lines(document: Path) -> list[str]:
