@@ -52,8 +52,8 @@ class Letters:
         with open(self._file, "wb", closefd=False) as file:  # noqa: PTH123 (a descriptor is no path)
             file.write(_LENGTH.pack(len(letter)) + letter)
 
-    def read(self) -> tuple[Any, Path | None]:
-        """Return the outcome and the run's directory; None for what was not sent."""
+    def read(self) -> dict[str, Any]:
+        """Return what was sent, by subject."""
         os.lseek(self._file, 0, os.SEEK_SET)
         with open(self._file, "rb", closefd=False) as file:  # noqa: PTH123
             data = file.read()
@@ -63,7 +63,7 @@ class Letters:
             letter, data = data[_LENGTH.size :][:length], data[_LENGTH.size + length :]
             if len(letter) == length:
                 found.update([pickle.loads(letter)])
-        return found.get(OUTCOME), found.get(RUN_DIR)
+        return found
 
 
 def announce(run_dir: Path) -> None:

@@ -28,19 +28,19 @@ import psutil
 from hsr_train.config.schema import Experiment
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware.oom_kills import OomKills, read_oom_kills
+from hsr_train.recovery import ADVICE, KILLED
 from hsr_train.run.atomic import write_json
-from hsr_train.run.changes import RESUMED, read_changes
+from hsr_train.run.changes import HOST_MEMORY, RESUMED, read_changes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.log import attach_file, detach_file
 from hsr_train.run.status import read_status
-from hsr_train.supervised_child import PR_SET_CHILD_SUBREAPER, Letters, prctl, work
+from hsr_train.supervised_child import OUTCOME, PR_SET_CHILD_SUBREAPER, RUN_DIR, Letters, prctl, work
 
 log = logging.getLogger(__name__)
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SI_KERNEL = 0x80  # the signal came from the kernel: a terminal's keys or its end, which reach the whole group
 ORPHANS_END_S = 10.0
-ADVICE = "more memory or swap, fewer other programs, train.cache=none, train.workers=0 or a smaller train.batch"
 
 
 class ProcessDiedError(RunError):
@@ -56,18 +56,22 @@ class _End:
     """How a child ended.
 
     Attributes:
-        outcome: What its work returned, or the exception that ended it; None if it died before it could say.
+        letters: What it said: its run's directory, if it got that far; what its work returned, or the exception that
+            ended it, unless it died before.
         code: Its exit status; the negative number of the signal that killed it.
-        run_dir: The run's directory, if it got that far.
         stop: The last signal that asked for the end.
         kills: The counts of the kernel's kills at its start and after its end.
     """
 
-    outcome: Any
+    letters: dict[str, Any]
     code: int
-    run_dir: Path | None
     stop: int | None
     kills: tuple[OomKills | None, OomKills | None]
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run's directory, if it got that far."""
+        return self.letters.get(RUN_DIR)
 
     @property
     def for_memory(self) -> bool:
@@ -102,13 +106,13 @@ def supervised(
     restarts = 0
     while True:
         end = _run(execute, experiment)
-        if end.outcome is not None:
+        if OUTCOME in end.letters:
             return _deliver(end)
         _refuse_restart(end, experiment, restarts)
         assert end.run_dir is not None
         restarts += 1
         run = RunDirectory(end.run_dir)
-        text = f"{_killed_for_memory(end)}. Going on from its last state with less (restart {restarts})."
+        text = f"{_killed_for_memory(end)}. Going on from its last state with less"
         _note(run, logging.WARNING, text)
         log.warning("%s", text)
         experiment = compose([f"resume={run.path}", *_typed_again(experiment, run)])
@@ -142,10 +146,10 @@ def _run(execute: Callable[[Any], Any], experiment: Experiment) -> _End:
         if pid == 0:
             work(execute, experiment, letters, this.pid, mask)
         code, stop = _wait(pid, held)
-        outcome, run_dir = letters.read()
+        read = letters.read()
     if code < 0:
         _end_orphans(this, others)
-    return _End(outcome, code, run_dir, stop, (kills, read_oom_kills()))
+    return _End(read, code, stop, (kills, read_oom_kills()))
 
 
 @contextmanager
@@ -188,30 +192,43 @@ def _end_orphans(this: psutil.Process, others: set[psutil.Process]) -> None:
 def _deliver(end: _End) -> Any:
     if end.code < 0:
         log.warning("The training process was killed by %s after its work was done", _named(-end.code))
-    if isinstance(end.outcome, BaseException):
-        raise end.outcome
-    return end.outcome
+    outcome = end.letters[OUTCOME]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 def _refuse_restart(end: _End, experiment: Experiment, restarts: int) -> None:
     """Raise how the child died, unless it was killed for memory and may be started again."""
-    recovery, killed = experiment.recovery, _killed_for_memory(end)
+    error: RunError | None = None
     if not end.for_memory:
-        error: RunError = _death(end, experiment)
-    elif end.run_dir is None:
-        error = RunError(f"{killed}, before training began. What would help: {ADVICE}.{_how_to_go_on(end, experiment)}")
-    elif end.stop is not None:
-        error = RunError(f"{killed}, while it was being stopped.{_how_to_go_on(end, experiment)}")
-    elif not recovery.enabled or recovery.max_retries == 0:
-        key = "recovery.max_retries=0" if recovery.enabled else "recovery.enabled=false"
-        error = RunError(f"{killed}, and {key} forbids to go on with less.{_how_to_go_on(end, experiment)}")
-    elif restarts > recovery.max_retries:  # the last restart is for the child to refuse: it knows what was given up
-        error = RunError(f"{killed}, {restarts + 1} times. What would help: {ADVICE}.{_how_to_go_on(end, experiment)}")
+        error = _death(end, experiment)
     else:
-        return
-    if end.run_dir is not None:
-        _note(RunDirectory(end.run_dir), logging.ERROR, str(error), error.exit_status)
-    raise error
+        reason = _reason_to_stop(end, experiment, restarts)
+        if reason is not None:
+            error = RunError(f"{_killed_for_memory(end)}{reason}.{_how_to_go_on(end, experiment)}")
+    if error is not None:
+        if end.run_dir is not None:
+            _note(RunDirectory(end.run_dir), logging.ERROR, str(error), error.exit_status)
+        raise error
+
+
+def _reason_to_stop(end: _End, experiment: Experiment, restarts: int) -> str | None:
+    """Return why a run does not go on that the kernel killed for memory, as the rest of a sentence."""
+    help_, most = f"What would help: {ADVICE[HOST_MEMORY]}", experiment.recovery.max_retries
+    if end.run_dir is None:
+        return f", before training began. {help_}"
+    if end.stop is not None:
+        return ", while it was being stopped"
+    if not experiment.recovery.enabled:
+        return f". Recovery is off: type recovery.enabled=true, or {ADVICE[HOST_MEMORY]}"
+    # Those of earlier commands count too, and those after which a child died before it took a rung.
+    rungs = [change for change in read_changes(RunDirectory(end.run_dir).changes) if change.place == KILLED]
+    kills = max(restarts, len(rungs)) + 1
+    if kills <= most:
+        return None
+    given_up = "; ".join(f"{change.key} {change.before} -> {change.after}" for change in rungs) or "nothing"
+    return f" (kill {kills} of this run, recovery.max_retries={most}). Given up so far: {given_up}. {help_}"
 
 
 def _killed_for_memory(end: _End) -> str:

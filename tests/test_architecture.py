@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "": {"config", "execution"},
     "__main__": {"cli"},
     "cli": {"", "config", "run", "engines.base", "supervisor", *COMMON},
-    "supervisor": {"supervised_child", "config.schema", "hardware", "run", *COMMON},
+    "supervisor": {"supervised_child", "config.schema", "hardware", "recovery", "run", *COMMON},
     "supervised_child": COMMON,
     "execution": {
         "config",
