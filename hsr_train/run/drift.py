@@ -18,8 +18,9 @@ KINDS = (DATA, WEIGHTS, SEEDS, CODE, PACKAGES, HARDWARE, PYTHON, PLATFORM, ENVIR
 
 REFUSED = (DATA, WEIGHTS)
 MOST_FILES = 10
-# Recorded for other reasons: a number of the job, and a folder that each process makes anew.
-_OF_NO_ACCOUNT = ("SLURM_JOB_ID", "YOLO_CONFIG_DIR")
+# Recorded for other reasons: a number of the job, a folder that each process makes anew, and what the training library
+# sets itself whatever it was.
+_OF_NO_ACCOUNT = ("SLURM_JOB_ID", "YOLO_CONFIG_DIR", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
 
 
 @dataclass(frozen=True)
