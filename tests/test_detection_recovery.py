@@ -364,6 +364,7 @@ def test_run_after_a_rung_and_a_kill_ends_as_the_one_without_the_kill(quick: Tra
     assert saved.load(run / "config.yaml").train.batch == 2
     resume(run)
     assert recorded(run) == recorded(whole)
+    assert shown_in_tensorboard(run) == shown_in_tensorboard(whole) == [(2, RUNG)]
     assert (run / "results.csv").read_text() == (whole / "results.csv").read_text()
     assert differences(last_state(run), last_state(whole)) == []
 
@@ -384,19 +385,21 @@ def train_elsewhere(quick: Train, tmp_path: Path) -> Result:
         return quick()
 
 
-def test_rung_is_shown_in_tensorboard_and_in_the_summary(quick: Train, fail: Fail) -> None:
+def shown_in_tensorboard(run: Path) -> list[tuple[int, str]]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("metrics/mAP50")] == [1, 2, 3]
+    return [(point.step, point.tensor_proto.string_val[0].decode()) for point in events.Tensors("recovery")]
+
+
+RUNG = "train.batch 4 -> 2 in epoch 2 (out of GPU memory, training step)"
+
+
+def test_rung_is_shown_in_tensorboard_log_and_summary(quick: Train, fail: Fail) -> None:
     fail(torch.Tensor, "backward", 2, epoch=2)
     run = folder_of(quick())
-    events = EventAccumulator(str(run / "tensorboard")).Reload()
-    (shown,) = (
-        events.Tensors("recovery/text_summary")
-        if "recovery/text_summary" in events.Tags()["tensors"]
-        else (events.Tensors("recovery"))
-    )
-    assert shown.step == 2 and b"train.batch 4 -> 2" in shown.tensor_proto.string_val[0]
-    assert [point.step for point in events.Scalars("metrics/mAP50")] == [1, 2, 3]
+    assert shown_in_tensorboard(run) == [(2, RUNG)]
     assert "Recovered at epoch 2" in (run / "summary.txt").read_text()
-    assert "Recovery: train.batch 4 -> 2" in (run / "logs" / "train.log").read_text()
+    assert f"Recovery: {RUNG}" in (run / "logs" / "train.log").read_text()
 
 
 # ---- numbers gone wrong
@@ -476,6 +479,21 @@ def test_finished_run_is_extended(
     assert recorded(run) == [], "typed, not recovered"
     assert read_json(run / "state" / "changes.json")[0]["to"] == 5
     assert read_json(run / "training_result.json")["config"]["train"]["epochs"] == 5
+
+
+def test_extended_run_keeps_the_optimizer_that_auto_chose(quick: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library chooses by the number of steps, of which there are more now."""
+    seen: list[float] = []
+    original = DetectionTrainer.build_optimizer
+
+    def noting(self: Any, *args: Any, iterations: float, **kwargs: Any) -> Any:
+        seen.append(iterations)
+        return original(self, *args, iterations=iterations, **kwargs)
+
+    monkeypatch.setattr(DetectionTrainer, "build_optimizer", noting)
+    run = folder_of(quick(optimizer="auto", train__epochs=1, train__close_mosaic=0))
+    resume(run, "train.epochs=2")
+    assert seen == [2, 2]
 
 
 def test_run_is_not_shortened(whole_run: Path) -> None:

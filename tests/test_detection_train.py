@@ -724,6 +724,28 @@ def test_refused_continuation_changes_nothing(interrupted: Path, data: Path, tmp
         assert "in use by process" in refusal()
 
 
+def test_weights_that_changed_are_refused_before_the_first_state_only(
+    quick: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_checkpoint(tmp_path / "start.pt")
+    original = file.read_bytes()
+    with interrupting(RunTrainer, "optimizer_step", 1):
+        quick(model=None, model__weights=file, train__epochs=2)
+    run = only_run(tmp_path)
+    write_checkpoint(file)
+    with pytest.raises(InputError, match=r"model\.weights.*no longer what this run began with"):
+        resume(run)
+    file.write_bytes(original)
+    with interrupting(RunTrainer, "optimizer_step", 4):
+        resume(run)
+    assert len(rows(run)) == 1
+    file.unlink()
+    with quick_pictures():
+        resume(run)
+    assert f"are gone: {file}" in caplog.text
+    assert len(rows(run)) == 2
+
+
 def test_state_of_another_version_is_refused(interrupted: Path) -> None:
     write_state(interrupted / "state", last_state(interrupted) | {"version": 99})
     with pytest.raises(InputError, match="version 99"):

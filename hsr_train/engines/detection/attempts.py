@@ -77,6 +77,10 @@ class Attempts:
                     epochs_done=done,
                     purge=self._purge,
                 )
+                if self._purge:  # what was dropped with the later epochs still holds
+                    for change in recovery.changes:
+                        if change.epoch > done:
+                            recovery.announce(change)
                 self._purge = False
                 loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0)
                 finished = state is not None and state["stopped"] and not extended

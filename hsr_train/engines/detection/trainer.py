@@ -155,6 +155,11 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         cfg = loaded.yaml if loaded is not None else architecture_yaml(weights.architecture)
         self.model = self.get_model(cfg=cfg, weights=loaded, verbose=False)
 
+    def build_optimizer(self, *args: Any, iterations: float = 1e5, **kwargs: Any) -> Any:
+        """Let optimizer=auto choose by the epochs that the run began with: an extended run keeps its optimizer."""
+        begun = iterations * self._recovery.initial("train.epochs") / self.epochs
+        return super().build_optimizer(*args, iterations=begun, **kwargs)
+
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> RunDataset:
         """Return the checked split `img_path` (train, val or test); validation is measured at the initial size."""
         train = self._experiment.train
