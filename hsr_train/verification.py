@@ -19,7 +19,7 @@ from hsr_train.recovery import Recovery
 from hsr_train.run import compare, drift
 from hsr_train.run.changes import RESUMED, Change, read_changes
 from hsr_train.run.data_files import read_data_files
-from hsr_train.run.directory import RunDirectory, locate_run
+from hsr_train.run.directory import RunDirectory, is_run, locate_run
 from hsr_train.run.log import success
 from hsr_train.run.manifest import SECTIONS, read_manifest
 from hsr_train.run.reproduction import (
@@ -93,7 +93,10 @@ class Reproduction:
 
     def __init__(self, experiment: Experiment) -> None:
         origin = experiment.origin
-        self.original = RunDirectory(locate_run(str(origin.reproduce_from), Path(experiment.output_dir), "reproduce"))
+        self.original = RunDirectory(Path(str(origin.reproduce_from)))
+        if not is_run(self.original.path):  # it was one when the repetition began
+            allowed = f"repeats {self.original.path}, which is no run any more"
+            raise InputError(Problem("resume", str(origin.resume_from), allowed, "put that directory back"))
         self.manifest = read_manifest(self.original, SECTIONS)
         self.files = read_data_files(self.original.data_files)
         self.changes = read_changes(self.original.changes)

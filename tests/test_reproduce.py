@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from detection_runs import command, overrides, quick_pictures, read_json, resume, rows, train
+from ultralytics.models.yolo.detect import DetectionValidator
 from yolo_sets import make_yolo_set, write_picture
 
 import hsr_train
@@ -24,6 +25,7 @@ from hsr_train.config import paths
 from hsr_train.engines.base import Result
 from hsr_train.engines.detection.loop import Loop
 from hsr_train.errors import InputError, NotReproducedError
+from hsr_train.recovery import DivergedError
 from hsr_train.run.changes import GPU_MEMORY, RESUMED, Change, read_changes, write_changes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.reproduction import CUDA_BOUND
@@ -31,6 +33,14 @@ from hsr_train.run.status import StatusWriter
 
 QUICK = {"train__epochs": 2, "train__close_mosaic": 0, "tensorboard__enabled": "false", "train__save_period": 0}
 IMAGE = "images/train/0003.png"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_checkout() -> Iterator[None]:
+    """Whoever edits the code while tests run makes no drift; what git says is the matter of test_drift.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hsr_train.run.manifest.git_state", lambda *args, **kwargs: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -404,27 +414,30 @@ def test_changes_of_the_original_are_undone_and_repeated(record: Path) -> None:
     assert experiment.origin.variation == ["train.batch=6 (original: 8)"]
 
 
+GPU_OOM = torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
 @contextmanager
-def failing(call: int, error: BaseException) -> Iterator[None]:
-    """Let a backward pass fail, counted from 1."""
-    backward, count = torch.Tensor.backward, [0]
+def failing(call: int, error: BaseException, owner: Any = torch.Tensor, name: str = "backward") -> Iterator[None]:
+    """Let a function fail at a call, counted from 1; a run of two epochs has four backward passes."""
+    function, count = getattr(owner, name), [0]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         count[0] += 1
         if count[0] == call:
             raise error
-        return backward(*args, **kwargs)
+        return function(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "backward", counted)
+        patch.setattr(owner, name, counted)
         yield
 
 
 @pytest.mark.slow
 def test_rung_of_the_original_is_repeated_at_its_epoch(data: Path, tmp_path: Path, shared_cache: Path) -> None:
     """Also when the reproduction is interrupted after it and resumed."""
-    with quick_pictures(), failing(3, torch.cuda.OutOfMemoryError("CUDA out of memory")):
-        original = folder_of(train(data, tmp_path / "first", shared_cache, **QUICK | {"recovery__min_imgsz": 64}))
+    with quick_pictures(), failing(3, GPU_OOM):
+        original = folder_of(train(data, tmp_path / "first", shared_cache, **QUICK))
     changes = read_changes(original / "state" / "changes.json")
     assert [(c.epoch, c.key, c.before, c.after) for c in changes] == [(2, "train.batch", 4, 2)]
     with failing(4, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
@@ -434,16 +447,41 @@ def test_rung_of_the_original_is_repeated_at_its_epoch(data: Path, tmp_path: Pat
     assert verdict(run)["verdict"] == "running"
     with quick_pictures():
         resume(run)
+    assert_repeated(run, changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ((2, GPU_OOM, DetectionValidator, "postprocess"), (2, "validation", "train.val_batch")),
+        ((3, GPU_OOM, DetectionValidator, "init_metrics"), (2, "final evaluation", "train.val_batch")),
+        ((3, DivergedError(0.001), Loop, "_train_epoch"), None),
+        ((2, DivergedError(0.001), Loop, "_train_epoch"), (2, "start", "optimizer.lr0")),
+        ((1, MemoryError(), Loop, "_train_epoch"), (1, "start", "train.batch")),
+    ],
+)
+def test_change_at_any_place_is_repeated_there(
+    data: Path, tmp_path: Path, shared_cache: Path, fault: Any, expected: tuple[int, str, str] | None
+) -> None:
+    with quick_pictures(), failing(*fault):
+        original = folder_of(train(data, tmp_path / "first", shared_cache, **QUICK))
+    changes = read_changes(original / "state" / "changes.json")
+    assert [(c.epoch, c.place, c.key) for c in changes] == ([expected] if expected else [])
+    assert_repeated(reproduce(original, tmp_path / "second"), changes)
+
+
+def assert_repeated(run: Path, changes: list[Change]) -> None:
     found = verdict(run)
     assert (found["verdict"], found["weights"], found["variation"]) == ("same", "same", [])
-    assert found["recovery"]["original"] == found["recovery"]["reproduction"] == [c.record() for c in changes]
-    assert len(found["replay"]) == 1
+    expected = [change.record() for change in changes]
+    assert found["replay"] == found["recovery"]["original"] == found["recovery"]["reproduction"] == expected
 
 
 @pytest.mark.slow
 def test_rung_of_the_reproduction_alone_explains_a_difference(original: Path, tmp_path: Path) -> None:
     with (
-        failing(3, torch.cuda.OutOfMemoryError("CUDA out of memory")),
+        failing(3, GPU_OOM),
         pytest.raises(NotReproducedError, match="only this run changed train.batch 4 -> 2 in epoch 2"),
     ):
         reproduce(original, tmp_path)
@@ -475,6 +513,15 @@ def test_reproduction_resumed_without_its_record_is_refused(record: Path, conten
     status.write_text(json.dumps({**read_json(status), "state": "interrupted"}))
     (record / "reproduction.json").write_text(content)
     assert list(problems(f"resume={record}")) == [str(record / "reproduction.json")]
+
+
+def test_reproduction_whose_original_is_gone_is_not_resumed(record: Path, tmp_path: Path) -> None:
+    config, status = record / "config.yaml", record / "status.json"
+    config.write_text(config.read_text().replace("reproduce: null", "reproduce: /some/run"))
+    status.write_text(json.dumps({**read_json(status), "state": "interrupted"}))
+    kept = {"original": str(tmp_path / "gone"), "variation": [], "drift": [], "replay": []}
+    (record / "reproduction.json").write_text(json.dumps(kept))
+    assert f"repeats {tmp_path / 'gone'}, which is no run any more" in problems(f"resume={record}")["resume"]
 
 
 def test_resume_names_the_data_that_changed(data: Path, copied: Path, tmp_path: Path, shared_cache: Path) -> None:
