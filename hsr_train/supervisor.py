@@ -224,11 +224,10 @@ def _reason_to_stop(end: _End, experiment: Experiment, restarts: int) -> str | N
         return f". Recovery is off: type recovery.enabled=true, or {ADVICE[HOST_MEMORY]}"
     # Those of earlier commands count too, and those after which a child died before it took a rung.
     rungs = [change for change in read_changes(RunDirectory(end.run_dir).changes) if change.place == KILLED]
-    kills = max(restarts, len(rungs)) + 1
-    if kills <= most:
+    if max(restarts, len(rungs)) < most:
         return None
     given_up = "; ".join(f"{change.key} {change.before} -> {change.after}" for change in rungs) or "nothing"
-    return f" (kill {kills} of this run, recovery.max_retries={most}). Given up so far: {given_up}. {help_}"
+    return f", and recovery.max_retries={most} allows no further restart. Given up so far: {given_up}. {help_}"
 
 
 def _killed_for_memory(end: _End) -> str:

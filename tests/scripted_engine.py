@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import functools
 import json
 import os
 import signal
@@ -28,7 +27,7 @@ from hsr_train.engines.base import Plan, Result, RunContext
 from hsr_train.engines.registry import ENGINES
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.hardware import Machine
-from hsr_train.hardware.oom_kills import read_oom_kills
+from hsr_train.hardware.oom_kills import OomKills, read_oom_kills
 
 
 def lay_out_kernel(folder: Path) -> None:
@@ -72,6 +71,10 @@ class Steps:
     def die_at_exit(self, context: Any) -> None:
         """Die after everything is done."""
         atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+
+    def hang_up(self, context: Any) -> None:
+        """Send the parent the signal of a terminal that is closed."""
+        os.kill(os.getppid(), signal.SIGHUP)
 
     def leave_a_child(self, context: Any) -> None:
         """Start a process that would outlive this one by far, as a loader worker does for seconds."""
@@ -153,6 +156,7 @@ def seen(experiment: Any) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "parent": os.getppid(),
+        "oom_score_adj": int(Path("/proc/self/oom_score_adj").read_text()),
         "killed": origin.killed,
         "resume_from": origin.resume_from,
         "epochs": experiment.train.epochs,
@@ -162,11 +166,16 @@ def seen(experiment: Any) -> dict[str, Any]:
     }
 
 
+def count_and_print() -> OomKills | None:
+    """Count, right before a fork and after a child's end, and print something that stays in the buffer."""
+    print("counted ", end="")
+    return read_oom_kills(Path("kernel"))
+
+
 if __name__ == "__main__":
     ENGINES["detect"] = "scripted_engine:ScriptedEngine"
     if Path("kernel").is_dir():
-        supervisor.read_oom_kills = functools.partial(read_oom_kills, Path("kernel"))  # type: ignore[attr-defined]
-    print("printed before", end="")  # stays in the buffer, which a fork must not double
+        supervisor.read_oom_kills = count_and_print  # type: ignore[attr-defined]
     status = cli.console()
     Path(f"modules_{os.getpid()}.txt").write_text("\n".join(sys.modules))
     sys.exit(status)
