@@ -25,6 +25,8 @@ from hsr_train.engines.base import Engine, Plan, Result
 from hsr_train.engines.registry import ENGINES, load_engine
 from hsr_train.errors import InputError
 from hsr_train.hardware import detect
+from hsr_train.run.data_files import read_data_files
+from hsr_train.run.directory import RunDirectory
 
 
 @dataclass
@@ -212,6 +214,25 @@ def test_record_is_valid_json_in_the_promised_order(task: str, trained: Callable
     assert content["config"]["task"] == task
     for name in ("status.json", "manifest.json"):
         json.loads((run_dir / name).read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_files_of_the_data_are_listed_in_the_run(
+    engine: Engine, case: Case, data: Path, tmp_path: Path, trained: Callable[[str], Result], task: str
+) -> None:
+    run_dir = trained(task).run_dir
+    assert run_dir is not None
+    plan = prepare(engine, hsr_train.compose(case.good(data, tmp_path)))
+    assert read_data_files(run_dir / "data_files.csv") == list(plan.data_files()) != []
+
+
+def test_weights_have_a_digest_with_their_epoch(
+    engine: Engine, task: str, trained: Callable[[str], Result], tmp_path: Path
+) -> None:
+    run_dir = trained(task).run_dir
+    assert run_dir is not None
+    digest = engine.weights_digest(RunDirectory(run_dir))
+    assert digest is not None and digest[0] == 2 and len(digest[1]) == 64
+    assert engine.weights_digest(RunDirectory(tmp_path)) is None
 
 
 def test_tables_begin_with_the_epoch_and_have_one_row_for_each(task: str, trained: Callable[[str], Result]) -> None:
