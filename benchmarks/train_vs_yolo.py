@@ -25,7 +25,6 @@ import math
 import os
 import re
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -38,12 +37,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
+from side_by_side import copy_set, environment, yolo_settings
 
 GOAL = 1.03
-ROOT = Path(__file__).resolve().parent.parent
 ANNOUNCES_TRAINING = re.compile(r"\| Training \S+ on \d+ images|Starting training for")
-ONLY_OURS = {"save_period": -1, "val_batch": None}  # where the words differ: yolo's value, or None to leave it out
 EVALUATE = """
 import json, sys
 from ultralytics import YOLO
@@ -72,18 +69,8 @@ class Bench:
 
     def __init__(self, folder: Path, data: Path, weights: Path, options: argparse.Namespace) -> None:
         self.folder, self.weights, self.options = folder, weights.resolve(), options
-        copy = folder / "set"
-        shutil.copytree(data.resolve().parent, copy, ignore=shutil.ignore_patterns("*.cache"))
-        self.data = copy / data.name
-        description = yaml.safe_load(self.data.read_text(encoding="utf-8"))
-        self.data.write_text(yaml.safe_dump(description | {"path": str(copy)}, allow_unicode=True), encoding="utf-8")
-        self.environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "PYTHONUNBUFFERED": "1",
-            "YOLO_CONFIG_DIR": str(folder / "ultralytics"),
-            "YOLO_OFFLINE": "true",
-            "YOLO_AUTOINSTALL": "false",
-        }
+        self.data = copy_set(data, folder / "set")
+        self.environment = environment(folder)
 
     def overrides(self, seed: int, workers: int, epochs: int) -> list[str]:
         """Return what is typed for one run of ours."""
@@ -109,16 +96,10 @@ class Bench:
     def yolo(self, seed: int, epochs: int) -> Run:
         """Train with the `yolo` command, with the settings that ours has, and evaluate its best.pt."""
         run = Run("yolo", seed)
-        printed = subprocess.run(
-            [sys.executable, "-m", "hsr_train", "--cfg", "job", *self.overrides(seed, 0, epochs)],
-            env=self.environment, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        config = yaml.safe_load(printed)
-        settings = config["train"] | config["optimizer"] | config["augmentation"] | ONLY_OURS
-        settings |= {"optimizer": settings.pop("name"), "cache": settings["cache"] != "none" and settings["cache"]}
+        settings = yolo_settings(self.overrides(seed, 0, epochs), self.environment)
         settings |= {"data": self.data, "model": self.weights, "project": self.folder / "theirs", "name": f"seed{seed}"}
         command = [str(Path(sys.executable).with_name("yolo")), "detect", "train"]
-        command += [f"{key}={value}" for key, value in settings.items() if value is not None]
+        command += [f"{key}={value}" for key, value in settings.items()]
         directory = self.folder / "theirs" / f"seed{seed}"
         self._train(run, command, lambda: directory)
         run.metrics = self._evaluate(directory / "weights" / "best.pt")
