@@ -83,12 +83,13 @@ def folder_of(result: Result) -> Path:
 # ---- what a run leaves
 
 FILES = """
-.hydra/config.yaml .hydra/hydra.yaml .hydra/overrides.yaml .lock config.yaml logs/train.log manifest.json
-plots/BoxF1_curve.png plots/BoxPR_curve.png plots/BoxP_curve.png plots/BoxR_curve.png plots/confusion_matrix.png
-plots/confusion_matrix_normalized.png plots/labels.jpg plots/results.png plots/train_batch0.jpg plots/train_batch1.jpg
-plots/train_batch2.jpg plots/train_batch6.jpg plots/train_batch7.jpg plots/train_batch8.jpg plots/val_batch0_labels.jpg
-plots/val_batch0_pred.jpg results.csv state/epoch2.pt state/epoch3.pt status.json summary.txt tensorboard/events
-timings.csv training_result.json weights/best.pt weights/epoch2.pt weights/last.pt
+.hydra/config.yaml .hydra/hydra.yaml .hydra/overrides.yaml .lock config.yaml data_files.csv logs/train.log
+manifest.json plots/BoxF1_curve.png plots/BoxPR_curve.png plots/BoxP_curve.png plots/BoxR_curve.png
+plots/confusion_matrix.png plots/confusion_matrix_normalized.png plots/labels.jpg plots/results.png
+plots/train_batch0.jpg plots/train_batch1.jpg plots/train_batch2.jpg plots/train_batch6.jpg plots/train_batch7.jpg
+plots/train_batch8.jpg plots/val_batch0_labels.jpg plots/val_batch0_pred.jpg results.csv state/epoch2.pt
+state/epoch3.pt status.json summary.txt tensorboard/events timings.csv training_result.json weights/best.pt
+weights/epoch2.pt weights/last.pt
 """
 
 
@@ -744,6 +745,23 @@ def test_weights_that_changed_are_refused_before_the_first_state_only(
         resume(run)
     assert f"are gone: {file}" in caplog.text
     assert len(rows(run)) == 2
+
+
+@pytest.mark.parametrize("architecture", ["yolov8n", pytest.param("yolo26n", marks=pytest.mark.slow)])
+def test_network_whose_head_is_wider_than_its_yaml_says_goes_on(
+    quick: Train, tmp_path: Path, architecture: str
+) -> None:
+    """Fine-tuning for two classes keeps the width that a head for eighty has."""
+    file = write_checkpoint(tmp_path / "start.pt", architecture, names=[str(i) for i in range(80)])
+    more = {"model": None, "model__weights": file, "train__epochs": 2, "train__close_mosaic": 0}
+    whole = folder_of(quick(**more))
+    with interrupting(RunTrainer, "optimizer_step", 4):
+        quick(**more)
+    run = next(d for d in whole.parent.iterdir() if d != whole)
+    resume(run)
+    assert differences(last_state(run), last_state(whole)) == []
+    widths = {len(v) for k, v in last_state(run)["model"].items() if re.search(r"\.cv3\.\d\..*conv\.weight$", k)}
+    assert 80 in widths
 
 
 def test_state_of_another_version_is_refused(interrupted: Path) -> None:

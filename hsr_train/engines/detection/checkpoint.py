@@ -33,8 +33,22 @@ class WeightsFile:
         self._model = deepcopy(trainer.ema.ema).cpu().half().to(memory_format=torch.contiguous_format)
         self._arguments = {k: v for k, v in vars(trainer.args).items() if k in DEFAULT_CFG_KEYS} | {"imgsz": imgsz}
         self._model.criterion, self._model.args, self._model.task = None, self._arguments, "detect"
+        self._model.pt_path = None  # of no use where the file ends up
         for parameter in self._model.parameters():
             parameter.requires_grad = False
+
+    def structure(self) -> torch.Tensor:
+        """Return a checkpoint of the network without its numbers, as a vector of bytes.
+
+        A YAML does not tell it: fine-tuning keeps the width of a pretrained head, whatever the number of classes.
+        """
+        hollow = deepcopy(self._model)
+        hollow.args = {}  # they name the run's directory
+        for tensor in (*hollow.parameters(), *hollow.buffers()):
+            tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)  # one number is stored
+        buffer = io.BytesIO()
+        torch.save({"model": hollow}, buffer)
+        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
     def serialize(self, ema: Mapping[str, torch.Tensor], metrics: Mapping[str, float]) -> bytes:
         """Return a checkpoint.

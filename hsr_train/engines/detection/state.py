@@ -58,7 +58,7 @@ def snapshot(
         "stopped": stopped,
         "metrics": dict(metrics),
         "best_fitness": trainer.best_fitness,
-        "architecture": model.yaml,
+        "network": trainer.structure,
         "names": dict(model.names),
         "num_modules": len(model.model),
         "stride": int(trainer.stride),

@@ -126,6 +126,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
             group["initial_lr"] = group.get("initial_lr", group["lr"]) * recovery.rate_factor()
         self.measured_imgsz: int = recovery.initial("train.imgsz")
         self.weights_file = WeightsFile(self, self.measured_imgsz)
+        self.structure = state["network"] if state else self.weights_file.structure()
         if state:
             restore_state(self, state)
             self._state = None
@@ -149,11 +150,19 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build the network for the set's classes and load what the weights have in common with it."""
         weights = self._inputs.weights
         if self._state is not None:
-            self.model = self.get_model(cfg=self._state["architecture"], weights=None, verbose=False)
-            return
-        loaded = load_model(weights.file) if weights.file else None
+            loaded = self._network_of(self._state)
+        else:
+            loaded = load_model(weights.file) if weights.file else None
         cfg = loaded.yaml if loaded is not None else architecture_yaml(weights.architecture)
         self.model = self.get_model(cfg=cfg, weights=loaded, verbose=False)
+
+    @staticmethod
+    def _network_of(state: dict[str, Any]) -> Any:
+        """Return the network of a state, still without its numbers, through the library's safe loading."""
+        with tempfile.TemporaryDirectory(prefix="hsr_train_") as scratch:
+            file = Path(scratch) / "network.pt"
+            file.write_bytes(state["network"].numpy().tobytes())
+            return load_model(file)
 
     def build_optimizer(self, *args: Any, iterations: float = 1e5, **kwargs: Any) -> Any:
         """Let optimizer=auto choose by the epochs that the run began with: an extended run keeps its optimizer."""
