@@ -57,7 +57,7 @@ def execute(experiment: Experiment) -> Result:
 
     Raises:
         InputError: The input is at fault; for most causes before a directory is made.
-        RunError: The run could not go on.
+        RunError: The run could not go on, or, a NotReproducedError, a reproduction came out different.
     """
     output_dir = Path(experiment.output_dir).expanduser().absolute()
     if experiment.mode == "compare":
