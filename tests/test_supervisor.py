@@ -460,6 +460,49 @@ def test_kernel_kills_the_child_and_the_parent_goes_on(command: Command, little_
     assert (rung["place"], rung["rung"]) == ("killed by the kernel", "cache")
 
 
+EAT = "data = bytearray(b'1' * int(__import__('sys').argv[1]))"
+
+
+@pytest.mark.slow
+def test_training_killed_by_the_kernel_ends_with_less_and_complete(
+    small_set: Path, shared_cache: Path, tmp_path: Path, little_memory: Callable[[int], Path]
+) -> None:
+    """A real training run; in its third epoch or later another program takes the memory of their control group."""
+    from detection_runs import overrides, read_json, rows, start
+
+    group = little_memory(8 * 10**9)
+    version_1 = (group / "memory.usage_in_bytes").exists()
+    usage, limit = ("memory.usage_in_bytes", "memory.limit_in_bytes") if version_1 else ("memory.current", "memory.max")
+    more = {"train__epochs": 30, "train__cache": "ram", "train__workers": 1, "train__save_period": 0}
+    process = start(overrides(small_set, tmp_path / "out", shared_cache, **more), tmp_path)
+    try:
+        (group / "cgroup.procs").write_text(str(process.pid))
+        tables = tmp_path / "out" / "detect"
+
+        def epochs() -> int:
+            return sum(len(rows(file.parent)) for file in tables.glob("*/results.csv"))
+
+        until(lambda: process.poll() is not None or epochs() > 2)
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        (group / limit).write_text(str(int((group / usage).read_text()) + 50_000_000))
+        join = (sys.executable, "-c", JOIN, group / "cgroup.procs", sys.executable, "-c", EAT, "200000000")
+        assert subprocess.run(join, check=False).returncode == 0, "the kernel chose the other program"
+        (group / limit).write_text(str(8 * 10**9))
+        _, errors = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, errors
+    (run,) = tables.iterdir()
+    assert errors.count("The kernel killed the training process for lack of memory after epoch") == 1
+    (rung,) = read_json(run / "training_result.json")["recovery"]
+    assert (rung["place"], rung["rung"], rung["from"], rung["to"]) == ("killed by the kernel", "cache", "ram", "none")
+    assert rung["epoch"] > 2
+    assert [int(row["epoch"]) for row in rows(run)] == list(range(1, 31))
+    assert read_json(run / "status.json")["state"] == "completed"
+
+
 # ---- parts
 
 
