@@ -148,7 +148,8 @@ def test_resume_allows_to_repeat_what_the_run_has(run: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "key", "words", "remedy"),
     [
-        ("train.epochs=99", "train.epochs", "the run has 18, and may change only data.cache_dir", "train.epochs=99"),
+        ("train.epochs=9", "train.epochs", "the run has 18, and can only be extended", "leave it out"),
+        ("train.imgsz=96", "train.imgsz", "the run has 160, and may change only data.cache_dir", "train.imgsz=96"),
         ("train.batch=4", "train.batch", "the run has 8", "without resume="),
         ("optimizer.lr0=0.1", "optimizer.lr0", "the run has 0.003", "without resume="),
         ("output_dir=other", "output_dir", "the run has outputs", "without resume="),
@@ -176,7 +177,7 @@ def test_resume_refuses_what_would_make_another_experiment(
 
 
 def test_resume_reports_all_refusals_at_once(run: Path) -> None:
-    found = problems(f"resume={run}", "train.epochs=99", "model=yolov8s", "train.val_batch=x", "tensorboard.port=0")
+    found = problems(f"resume={run}", "train.epochs=9", "model=yolov8s", "train.val_batch=x", "tensorboard.port=0")
     assert set(found) == {"train.epochs", "model", "train.val_batch", "tensorboard.port"}
 
 
