@@ -19,7 +19,8 @@ from hsr_train.recovery import Recovery
 from hsr_train.run import compare, drift
 from hsr_train.run.changes import RESUMED, Change, read_changes
 from hsr_train.run.data_files import read_data_files
-from hsr_train.run.directory import RunDirectory, is_run, locate_run
+from hsr_train.run.directory import RunDirectory, is_run
+from hsr_train.run.find import locate_run
 from hsr_train.run.log import success
 from hsr_train.run.manifest import SECTIONS, read_manifest
 from hsr_train.run.reproduction import (

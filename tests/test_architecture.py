@@ -44,7 +44,7 @@ MAY_IMPORT = {
         *COMMON,
     },
     "verification": {"config.schema", "run", "recovery", "engines.base", *COMMON},
-    "config": {"", "hardware", "run.directory", "run.changes", "run.reproduction", *COMMON},
+    "config": {"", "hardware", "run.directory", "run.find", "run.changes", "run.reproduction", *COMMON},
     "hardware": COMMON,
     "recovery": {"config.schema", "run", *COMMON},
     "run": {"config.schema", *COMMON},

@@ -19,7 +19,8 @@ import pytest
 
 from hsr_train.errors import InputError
 from hsr_train.run import directory
-from hsr_train.run.directory import RunDirectory, find_run
+from hsr_train.run.directory import RunDirectory
+from hsr_train.run.find import find_run
 from hsr_train.run.status import process_identity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,7 +120,7 @@ def test_open_takes_runs_only(tmp_path: Path) -> None:
     assert RunDirectory.open(run).path == run
     with pytest.raises(InputError, match="not a run's directory"):
         RunDirectory.open(run / "weights")
-    with pytest.raises(InputError, match="no such file or directory"):
+    with pytest.raises(InputError, match="no such directory"):
         RunDirectory.open(tmp_path / "missing")
 
 

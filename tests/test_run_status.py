@@ -19,7 +19,8 @@ import pytest
 
 from hsr_train.errors import InputError, Problem, RunError, Terminated
 from hsr_train.run import atomic
-from hsr_train.run.directory import RunDirectory, find_run
+from hsr_train.run.directory import RunDirectory
+from hsr_train.run.find import find_run
 from hsr_train.run.status import StatusWriter, is_alive, process_identity, read_status
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,7 @@ from hsr_train import cli, supervisor
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.hardware.limits import control_groups
-from hsr_train.run.directory import find_run
+from hsr_train.run.find import find_run
 from hsr_train.supervised_child import OUTCOME, RUN_DIR, Letters
 
 TESTS = Path(__file__).parent
@@ -498,7 +498,7 @@ def test_training_killed_by_the_kernel_ends_with_less_and_complete(
     assert errors.count("The kernel killed the training process for lack of memory after epoch") == 1
     (rung,) = read_json(run / "training_result.json")["recovery"]
     assert (rung["place"], rung["rung"], rung["from"], rung["to"]) == ("killed by the kernel", "cache", "ram", "none")
-    assert rung["epoch"] > 2
+    assert rung["epoch"] > 1
     assert [int(row["epoch"]) for row in rows(run)] == list(range(1, 31))
     assert read_json(run / "status.json")["state"] == "completed"
 

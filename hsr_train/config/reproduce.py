@@ -47,7 +47,8 @@ def reproduced(typed: Typed) -> DetectExperiment:
         InputError: No such run, a record that the schema refuses, or an override that means nothing here.
     """
     # Here: composing needs the run room for nothing else.
-    from hsr_train.run.directory import RunDirectory, find_original
+    from hsr_train.run.directory import RunDirectory
+    from hsr_train.run.find import find_original
 
     reference = str(typed.value("reproduce"))
     if typed.value("resume") is not None:

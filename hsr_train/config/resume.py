@@ -40,7 +40,8 @@ def resumed(typed: Typed) -> DetectExperiment:
         InputError: No such run, a record that the schema refuses, or an override that would change the experiment.
     """
     # Here: composing needs the run room for nothing else.
-    from hsr_train.run.directory import RunDirectory, find_run
+    from hsr_train.run.directory import RunDirectory
+    from hsr_train.run.find import find_run
 
     reference = str(typed.value("resume"))
     output_dir = str(typed.value("output_dir", Experiment.output_dir))
