@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 from faults import GPU_MEMORY, HOST_MEMORY, IN_WORKER, TRAINING, Fault
-from side_by_side import Commands, command_line, machine, ours, small_demo_set, theirs, yolo_settings
+from side_by_side import Commands, command_line, load_state, machine, ours, small_demo_set, theirs, yolo_settings
 
 EPOCHS, IMAGES, BATCH, WORKERS = 3, 32, 8, 2
 BATCHES = IMAGES // BATCH
@@ -64,14 +64,15 @@ class Outcome:
             there is no record.
         epochs: Rows of results.csv.
         how: What was done about the error, or what it ended with.
-        effective_batch: Images per optimizer step in the end; None where the run did not say.
+        effective_batch: Images per optimizer step: ours, counted over the run; ultralytics', as set in the end. None
+            where the run ended early.
     """
 
     completed: bool
     truthful: bool | None
     epochs: int
     how: str
-    effective_batch: int | None
+    effective_batch: float | None
 
 
 def cases() -> Iterator[Case]:
@@ -120,7 +121,6 @@ class Bench:
         output = self.folder / f"ours{number}"
         done = self.commands.run(ours(*self.overrides(output)), case.fault)
         (run,) = (output / "detect").iterdir()
-        effective = re.findall(r"effective batch (\d+)", done.stdout)
         completed, truthful, how = done.returncode == 0, None, last_error(done.stdout)
         if completed:
             result = json.loads((run / "training_result.json").read_text(encoding="utf-8"))
@@ -128,8 +128,9 @@ class Bench:
             completed = result["status"] == "completed" and len(result["exports"]) == 1
             truthful = is_true(changes, case, yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
             how = described([(change["rung"], change["from"], change["to"]) for change in changes])
-        batch = int(effective[-1]) if completed and effective else None
-        return Outcome(completed, truthful, num_rows(run / "results.csv"), how, batch)
+        # Each step updates the moving average, and what was undone is not counted: this is what really happened.
+        per_step = EPOCHS * IMAGES / load_state(run)["ema_updates"] if completed else None
+        return Outcome(completed, truthful, num_rows(run / "results.csv"), how, per_step)
 
     def theirs(self, number: int, case: Case) -> Outcome:
         """Run ultralytics with the fault."""
@@ -174,7 +175,7 @@ def row(case: Case, left: Outcome, right: Outcome) -> str:
     cells: list[object] = [case.place, case.epoch or "–"]
     for outcome in (left, right):
         cells += ["completed" if outcome.completed else "**ended**", outcome.how]
-        cells += [outcome.epochs, outcome.effective_batch or "–"]
+        cells += [outcome.epochs, "–" if outcome.effective_batch is None else f"{outcome.effective_batch:g}"]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 

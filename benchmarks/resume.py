@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
 import statistics
 import sys
 import tempfile
@@ -29,7 +28,17 @@ from pathlib import Path
 from typing import Any
 
 from faults import KILL, TRAINING, Fault
-from side_by_side import Commands, command_line, machine, ours, small_demo_set, theirs, yolo_settings
+from side_by_side import (
+    Commands,
+    command_line,
+    load_state,
+    machine,
+    newest_state,
+    ours,
+    small_demo_set,
+    theirs,
+    yolo_settings,
+)
 
 GOAL = 0.02
 WRITINGS = 5
@@ -109,18 +118,6 @@ class Bench:
             command = theirs(project / name / "weights" / "last.pt", {"resume": True})
         self.commands.succeed(command)
         return project / name
-
-
-def newest_state(run: Path) -> Path:
-    """Return the state file of the latest epoch."""
-    return max((run / "state").glob("*.pt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
-
-
-def load_state(run: Path) -> Any:
-    """Return the content of the newest state file."""
-    import torch
-
-    return torch.load(newest_state(run), map_location="cpu", weights_only=True)
 
 
 def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -255,9 +252,9 @@ def main() -> int:
         print("| | weights | what else is saved | results.csv | TensorBoard |\n|---|---|---|---|---|", flush=True)
         reference = bench.train_ours("uninterrupted")
         once = ours_apart(reference, bench.train_ours("once", ONCE))
-        show("hsr_train, killed in epoch 3 of 4 and resumed", once)
+        show("ours, killed in epoch 3 of 4 and resumed", once)
         three = ours_apart(reference, bench.train_ours("three", THREE_TIMES))
-        show("hsr_train, killed three times and resumed", three)
+        show("ours, killed three times and resumed", three)
         reference = bench.train_theirs("uninterrupted")
         show("ultralytics, repeated without interruption", theirs_apart(reference, bench.train_theirs("again")))
         show(

@@ -119,6 +119,18 @@ def theirs(model: str | Path, settings: dict[str, Any], *, workers: int = 0, exp
     return [sys.executable, "-c", TRAIN, json.dumps(request)]
 
 
+def newest_state(run: Path) -> Path:
+    """Return the state file of the latest epoch."""
+    return max((run / "state").glob("epoch*.pt"), key=lambda path: int(path.stem.removeprefix("epoch")))
+
+
+def load_state(run: Path) -> Any:
+    """Return the content of the newest state file."""
+    import torch
+
+    return torch.load(newest_state(run), map_location="cpu", weights_only=True)
+
+
 class Commands:
     """Runs commands in a folder, each in a process group of its own, with a fault if one is given."""
 
