@@ -120,7 +120,14 @@ def by_loader(
     """Fetch whole epochs as training does."""
     found: dict[Key, str] = {}
     loader = make_loader(
-        data, batch_size=batch, workers=workers, seed=seed, shuffle=True, start_epoch=epochs.start, pin=False
+        data,
+        batch_size=batch,
+        at_once=batch,
+        workers=workers,
+        seed=seed,
+        shuffle=True,
+        start_epoch=epochs.start,
+        pin=False,
     )
     try:
         for epoch in epochs:
@@ -543,7 +550,14 @@ def test_worker_leaves_ctrl_c_to_the_main_process_and_obeys_sigterm(
 ) -> None:
     """An exit status of 0, since torch raises in the main process for any other end of a worker."""
     loader = make_loader(
-        build(sets["boxes"], tmp_path), batch_size=4, workers=1, seed=0, shuffle=True, start_epoch=0, pin=False
+        build(sets["boxes"], tmp_path),
+        batch_size=4,
+        at_once=4,
+        workers=1,
+        seed=0,
+        shuffle=True,
+        start_epoch=0,
+        pin=False,
     )
     try:
         batches = iter(loader)

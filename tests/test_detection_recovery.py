@@ -193,7 +193,7 @@ def test_shortage_in_the_final_evaluation_repeats_it(quick: Train, fail: Fail, s
 def test_shortage_in_the_export_moves_it_to_the_cpu(quick: Train, fail: Fail) -> None:
     fail(Exporter, "__call__", 1)
     run = folder_of(quick(train__epochs=1, train__close_mosaic=0, export__formats="[torchscript]"))
-    assert recorded(run) == [(1, "export", "export.device", "auto", "cpu")]
+    assert recorded(run) == [(1, "export", "export.device", "run", "cpu")]
     assert (run / "weights" / "best.torchscript").is_file()
     assert read_json(run / "training_result.json")["exports"][0]["device"] == "cpu"
 

@@ -733,7 +733,7 @@ def test_weights_that_changed_are_refused_before_the_first_state_only(
     with interrupting(RunTrainer, "optimizer_step", 1):
         quick(model=None, model__weights=file, train__epochs=2)
     run = only_run(tmp_path)
-    write_checkpoint(file)
+    write_checkpoint(file, imgsz=64)  # another file also where the generator stands as it did
     with pytest.raises(InputError, match=r"model\.weights.*no longer what this run began with"):
         resume(run)
     file.write_bytes(original)

@@ -133,7 +133,7 @@ class ExportConfig:
     dynamic: bool = knob(False, "Let the exported file take other batch and image sizes.")
     simplify: bool = knob(True, "Simplify the ONNX graph.")
     device: str = knob(
-        "auto", "Where files are traced and compared: the run's device, or the CPU.", choices=("auto", "cpu")
+        "run", "Where files are traced and compared: on the run's device, or on the CPU.", choices=("run", "cpu")
     )
     opset: int | None = knob(None, "ONNX operator set; default: the library's choice.", ge=11)
 

@@ -152,7 +152,7 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise _DamagedError(f"cannot be read: {error.strerror or error}") from error
     payload, trailer = memoryview(data)[:-_TRAILER_BYTES], data[-_TRAILER_BYTES:]
-    if not trailer.startswith(_MARK):
+    if not (trailer.startswith(_MARK) and trailer.endswith(b"\n")):
         raise _DamagedError(f"is damaged: its {len(data):,} bytes do not end with a checksum")
     if hashlib.sha256(payload).hexdigest().encode() != trailer[len(_MARK) : -1]:
         raise _DamagedError("is damaged: its checksum is another one")
