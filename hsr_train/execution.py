@@ -144,6 +144,7 @@ def _run(
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
     try:
         result = verbs[experiment.mode](plan, context)
+        context.require_records()  # a run without a part of its record is not completed
         error = str(result.failure) if result.failure else None
     except BaseException as failure:
         outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"

@@ -100,6 +100,12 @@ def before(owner: Any, name: str, call: int, act: Callable[..., None]) -> Iterat
         yield
 
 
+def vanish(folder: Path) -> None:
+    """Remove a folder, also while its heartbeat is being written there."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def refuse_writing(file: IO[Any]) -> None:
     """Let the kernel answer every further write to an open file with: no space left on device."""
     full = os.open("/dev/full", os.O_WRONLY)
@@ -290,7 +296,7 @@ def test_directory_that_is_removed_in_mid_run_ends_it_with_one_line(
     small_set: Path, shared_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], when: str
 ) -> None:
     def remove(*_: Any) -> None:
-        shutil.rmtree(next((tmp_path / "detect").iterdir()))
+        vanish(next((tmp_path / "detect").iterdir()))
 
     with quick_pictures(), before(*VANISHING[when], remove):
         assert main(overrides(small_set, tmp_path, shared_cache)) == 1
@@ -303,7 +309,7 @@ def test_directory_that_is_removed_in_mid_run_ends_it_with_one_line(
 def test_heartbeat_does_not_bring_a_removed_directory_back(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "detect", "demo")
     with StatusWriter(run, interval_s=0.001) as status:
-        shutil.rmtree(run.path)
+        vanish(run.path)
         status.progress(epoch=1)
         time.sleep(0.05)
     assert not run.path.exists()

@@ -207,6 +207,7 @@ class Loop:
         state = snapshot(trainer, epochs_done=epoch + 1, best_epoch=self.best_epoch, stopped=stop, metrics=metrics)
         times.save_s = time.perf_counter() - saving
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
+        self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
         self.saver.submit(partial(self._save, state))
 
         self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
