@@ -55,16 +55,25 @@ def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
             _command(list(sys.argv[1:] if argv is None else argv), supervise)
     except HsrTrainError as error:
         log.error("%s", error)
+        _tell_notes(error)
         return error.exit_status
-    except Terminated:
+    except Terminated as stop:
         log.error("Stopped by SIGTERM")
+        _tell_notes(stop)
         return 143
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         log.error("Stopped by Ctrl-C")
+        _tell_notes(stop)
         return 130
     except SystemExit as stop:  # Hydra's --help and argparse end this way.
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _tell_notes(error: BaseException) -> None:
+    """Say what to type next, as the last lines."""
+    for note in getattr(error, "__notes__", ()):
+        log.info("%s", note)
 
 
 def _command(argv: list[str], supervise: bool) -> None:
