@@ -27,15 +27,17 @@ from hsr_train.config.overrides import Typed, quote_paths
 from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.reproduce import reproduced
 from hsr_train.config.resume import resumed
-from hsr_train.config.schema import DetectExperiment, Experiment, Origin
+from hsr_train.config.schema import AnyExperiment, Experiment, Origin
 from hsr_train.config.strict import build
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
 
+PRIMARY = "config"
+
 
 def compose(
-    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = "config"
-) -> DetectExperiment:
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = PRIMARY
+) -> AnyExperiment:
     """Compose, resolve and check an experiment.
 
     Args:
@@ -55,14 +57,16 @@ def compose(
 
 
 def compose_quietly(
-    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = "config"
-) -> DetectExperiment:
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = PRIMARY
+) -> AnyExperiment:
     """Do what `compose` does without a line in the log, for a check ahead of a run."""
     typed = Typed.parse(quote_paths(overrides))
     if typed.value("reproduce") is not None:
         return reproduced(typed)
     if typed.value("resume") is not None:
         return resumed(typed)
+    if config_name == PRIMARY:
+        config_name = registration.PRIMARIES.get(str(typed.value("task", "detect")), PRIMARY)
     with _hydra(config_dir):
         return _from_groups(typed, config_name)
 
@@ -94,7 +98,7 @@ def _hydra(config_dir: Path | str | None) -> Iterator[None]:
         GlobalHydra.instance().hydra = outer
 
 
-def _from_groups(typed: Typed, config_name: str) -> DetectExperiment:
+def _from_groups(typed: Typed, config_name: str) -> AnyExperiment:
     try:
         return _once(typed, config_name)
     except refusals.REFUSED as error:
@@ -120,14 +124,17 @@ class _Composition:
     decisions: list[Decision] = field(default_factory=list)
 
 
-def _once(typed: Typed, config_name: str) -> DetectExperiment:
+def _once(typed: Typed, config_name: str) -> AnyExperiment:
     problems = [
         Problem(o.key_or_group, line, "nothing can be removed", f"{o.key_or_group}=VALUE")
         for o, line in zip(typed.parsed, typed.lines, strict=True)
         if o.is_delete() and not o.is_hydra_override()
     ]
     composition = _resolve(typed, config_name, problems)
-    schema = registration.SCHEMAS[composition.plain.get("task", "detect")]
+    task, preset = composition.choices.get("task"), composition.choices.get("preset")
+    schema = registration.SCHEMAS[task or composition.plain.get("task", "detect")]
+    if composition.plain.get("task", task) != task and preset:
+        raise InputError([*problems, refusals.of_another_task("preset", preset, schema)])
     experiment, refused = build(schema, composition.plain)
     problems += refused
     problems += [
@@ -146,7 +153,7 @@ def _once(typed: Typed, config_name: str) -> DetectExperiment:
         decisions=composition.decisions + decided,
         tier_batch=_tier_file(composition.plain["gpu_tier"]).get("batch", Origin.tier_batch),
     )
-    return cast(DetectExperiment, experiment)
+    return cast(AnyExperiment, experiment)
 
 
 def _only_typed(key: str, run: str) -> Problem:

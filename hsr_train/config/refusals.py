@@ -6,13 +6,16 @@ probably meant (`names.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hsr_train.config.architectures import FAMILIES
@@ -92,7 +95,10 @@ def _override(override: Override, line: str, schema: type[Experiment]) -> Proble
     value = override.value()
     options = _options(key)
     if options:
-        return None if value in options else _unknown_choice(key, shown(value), options)
+        fitting = [option for option in options if _fits(key, option, schema)]
+        if value in options and value not in fitting:
+            return of_another_task(key, shown(value), schema)
+        return None if value in options else _unknown_choice(key, shown(value), fitting or options)
     types = {name: hint for name, hint, _ in leaves(schema)}
     if key not in types and not any(name.startswith(f"{key}.") for name in types):
         return unknown_key(key, schema, shown(value), _groups())
@@ -121,11 +127,53 @@ def _a_section(key: str, value: object) -> Problem:
 def _options(group: str) -> list[str]:
     if group.partition("/")[0] in _INTERNAL_GROUPS:
         return []
-    return GlobalHydra.instance().config_loader().get_group_options(group)
+    return _loader().get_group_options(group)
+
+
+def _fits(group: str, option: str, schema: type[Experiment]) -> bool:
+    """Whether a task has every key that a choice sets."""
+    found = _loader().repository.load_config(f"{group}/{option}")
+    if found is None or not isinstance(found.config, DictConfig):
+        return True
+    prefix = "" if found.header.get("package") == "_global_" else f"{group}."
+    known = {key for key, _, _ in leaves(schema)}
+    values = cast(dict[str, Any], OmegaConf.to_container(found.config, resolve=False))
+    if not prefix and SCHEMAS.get(str(values.get("task")), schema) is not schema:
+        return False
+    keys = _flat(values, prefix)
+    # A mapping such as adjust.at_most is one key, whatever is in it.
+    return all(key in known or any(key.startswith(f"{name}.") for name in known) for key in keys)
+
+
+def _flat(node: Any, prefix: str) -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def of_another_task(group: str, value: str, schema: type[Experiment]) -> Problem:
+    """Return the problem of a choice that is made for another task."""
+    fitting = [option for option in _options(group) if _fits(group, option, schema)]
+    task = next(name for name, known in SCHEMAS.items() if known is schema)
+    others = [f"task={name}" for name, known in SCHEMAS.items() if known is not schema and _fits(group, value, known)]
+    whose = (
+        f"belongs to {' or '.join(others)}, and this is task={task}" if others else f"sets keys that task={task} lacks"
+    )
+    if not fitting:
+        return Problem(group, value, whose, "leave it out")
+    return Problem(group, value, f"{whose}; there are {', '.join(sorted(fitting))}", f"{group}={sorted(fitting)[0]}")
+
+
+def _loader() -> ConfigLoaderImpl:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
 
 
 def _groups() -> list[str]:
-    return [g for g in GlobalHydra.instance().config_loader().list_groups("") if g not in _INTERNAL_GROUPS]
+    return [g for g in _loader().list_groups("") if g not in _INTERNAL_GROUPS]
 
 
 def _unknown_choice(group: str, value: str, options: list[str]) -> Problem:

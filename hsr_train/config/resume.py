@@ -11,7 +11,7 @@ from hsr_train.config.overlay import is_among, listed, overlay, start_anew
 from hsr_train.config.overrides import Typed
 from hsr_train.config.reproduce import go_on_repeating
 from hsr_train.config.saved import dump, load
-from hsr_train.config.schema import DetectExperiment, Experiment, Origin
+from hsr_train.config.schema import AnyExperiment, Experiment, Origin
 from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.changes import RESUMED, Change, apply, get_value, read_changes
@@ -33,7 +33,7 @@ CHANGEABLE = (
 )
 
 
-def resumed(typed: Typed) -> DetectExperiment:
+def resumed(typed: Typed) -> AnyExperiment:
     """Return the experiment of the run that `resume=` names.
 
     Raises:
@@ -76,7 +76,7 @@ def resumed(typed: Typed) -> DetectExperiment:
     return experiment
 
 
-def _typed_changes(saved: DetectExperiment, experiment: DetectExperiment) -> list[Change]:
+def _typed_changes(saved: AnyExperiment, experiment: AnyExperiment) -> list[Change]:
     """Return what is typed now as changes of the run, except what leaves the training as it is."""
     return [
         Change(0, "resume", key, key, get_value(saved, key), get_value(experiment, key), RESUMED)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from hsr_train.config.schema import Experiment
+from hsr_train.config.schema import AnyExperiment
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware import Machine
@@ -33,7 +33,7 @@ class Plan:
         data_files: Yields every file of the data with its hashes, for the run's data_files.csv.
     """
 
-    experiment: Experiment
+    experiment: AnyExperiment
     decisions: Decisions
     fingerprints: dict[str, Any]
     seeds: dict[str, int]

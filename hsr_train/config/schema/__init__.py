@@ -1,11 +1,13 @@
 """The typed experiment: every key a user can type, with its unit, its range and its meaning."""
 
 from hsr_train.config.schema.classify import (
+    CLASSIFY_OPTIMIZERS,
     ClassifyAugmentationConfig,
     ClassifyDataConfig,
     ClassifyExperiment,
     ClassifyModelConfig,
     ClassifyOptimizerConfig,
+    ClassifyPredictConfig,
     ClassifyTrainConfig,
     TrainerConfig,
 )
@@ -30,16 +32,21 @@ from hsr_train.config.schema.detect import (
     UltralyticsConfig,
 )
 
+AnyExperiment = DetectExperiment | ClassifyExperiment
+
 __all__ = [
+    "CLASSIFY_OPTIMIZERS",
     "MODES",
     "OPTIMIZERS",
     "AdjustConfig",
+    "AnyExperiment",
     "AugmentationConfig",
     "ClassifyAugmentationConfig",
     "ClassifyDataConfig",
     "ClassifyExperiment",
     "ClassifyModelConfig",
     "ClassifyOptimizerConfig",
+    "ClassifyPredictConfig",
     "ClassifyTrainConfig",
     "DataConfig",
     "DetectExperiment",
