@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 from class_sets import lines, load, make_divided, make_folders, split
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from yolo_sets import SHARED, write_picture
 
@@ -217,6 +220,26 @@ def test_images_that_the_division_left_out_are_not_called_new(tmp_path, cache):
     (raw / "bee" / "000.png").write_bytes(b"broken")
     split(raw, cache, folds=3, on_bad="skip")
     assert load(cache, raw=raw).warnings == []
+
+
+def test_command_that_divides_again_has_the_arguments_of_last_time(tmp_path, cache):
+    raw = make_folders(tmp_path / "set" / "raw", COUNTS)
+    options = {"folds": 3, "seed": 7, "ratio": [0.7, 0.2, 0.1], "scheme": "holdout", "groups": r"pattern:^(\d+)\."}
+    split(raw, cache, **options)
+    write_picture(raw / "bee" / "new.png", seed=500)
+    (warning,) = load(cache, raw=raw).warnings
+    typed = shlex.split(warning.partition("to divide again: ")[2])
+    overrides = dict(override.split("=", 1) for override in typed)
+    assert {key: yaml.safe_load(overrides[f"data.{key}"]) for key in ("folds", "seed", "ratio", "scheme")} == {
+        key: options[key] for key in ("folds", "seed", "ratio", "scheme")
+    }
+    parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(typed)}
+    assert str(parsed["data.groups"]) == options["groups"]
+
+
+def test_train_beside_raw_is_not_passed_over_silently(raw, cache):
+    make_folders(raw.parent / "train", {"ant": 1, "bee": 1})
+    assert any("raw/ and splits/ are used" in warning for warning in load(cache, path=raw.parent).warnings)
 
 
 @pytest.mark.parametrize(

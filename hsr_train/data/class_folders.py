@@ -99,7 +99,7 @@ def list_classes(folder: Path) -> ClassFolders:
     """Find the images of each class folder and its subfolders; hidden and system files do not count."""
     found = ClassFolders(folder)
     for name in sorted(_names(folder, found.unreadable)):
-        if os.path.isdir(folder / name):  # noqa: PTH112 (followed links included)
+        if (folder / name).is_dir():
             images = found.images.setdefault(name, [])
             for file in sorted(_walk(folder, name, found.unreadable)):
                 (images if is_image(file) else found.strangers).append(file)

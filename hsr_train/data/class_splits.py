@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,6 +119,8 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
     found = FoundSplits(
         classes, None, problems=class_problems(folder, "data.raw" if layout.path == layout.raw else RAW)
     )
+    if layout.path != layout.raw and (layout.root / "train").is_dir():
+        found.warnings.append(f"{layout.root} holds train/ besides raw/: raw/ and splits/ are used")
     folds = fold_numbers(layout.splits)
     number = int(fold) if str(fold).isdecimal() else -1
     of_fold = [split for split in wanted if split != "test"]
@@ -138,7 +141,7 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
             if split in need:
                 found.problems.append(_not_divided(layout, split, number))
             continue
-        lines, problems = read_index(path, layout.raw.name, present, again=_again(layout))
+        lines, problems = read_index(path, layout.raw.name, present, again=_again(layout, found.division))
         found.images[split] = sorted(lines, key=lambda line: (line.split("/")[1:2], line))
         found.problems += problems
     if "train" in need and not found.problems:
@@ -146,13 +149,21 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
         if added := sorted(present - named - set(found.division.get("left_out", ()))):
             found.warnings.append(
                 f"{len(added):,} images of {layout.raw} are in no split, so they are not used: {some(added)}; "
-                f"to divide again: {_again(layout)}"
+                f"to divide again: {_again(layout, found.division)}"
             )
     return found
 
 
-def _again(layout: Layout) -> str:
-    return f"mode=split task=classify data.raw={layout.raw}"
+def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
+    """Return the command that divides the set, with the arguments of last time where they are known."""
+    words = [f"mode=split task=classify data.raw={layout.raw}"]
+    plain = ClassifyDataConfig()
+    for key in ("scheme", "folds", "ratio", "seed", "groups"):
+        value = (division or {}).get(key)
+        if value is not None and value != getattr(plain, key):
+            text = json.dumps(value, separators=(",", ":")) if key == "ratio" else str(value)
+            words.append(f"'data.{key}=\"{text}\"'" if key == "groups" else f"data.{key}={text}")
+    return " ".join(words)
 
 
 def _not_divided(layout: Layout, split: str, fold: int) -> Problem:

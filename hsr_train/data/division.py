@@ -50,18 +50,25 @@ class Units:
         of: (n,) number of each image's unit, 0 to u-1.
         classes: (n,) class of each image.
         num_classes: Number of classes.
+        num_units: u.
     """
 
     of: Ints
     classes: Ints
     num_classes: int
 
-    @property
-    def counts(self) -> Ints:
-        """(u, classes): images of each class in each unit."""
-        counts = np.zeros((int(self.of.max(initial=-1)) + 1, self.num_classes), np.int64)
-        np.add.at(counts, (self.of, self.classes), 1)
-        return counts
+    def __post_init__(self) -> None:
+        """Count images by unit and class: row k of `parts` is unit, class, number of images; sorted by unit.
+
+        Not a matrix, which a million images of a thousand classes would fill memory with.
+        """
+        pairs, numbers = np.unique(self.of * self.num_classes + self.classes, return_counts=True)
+        self.parts: Ints = np.stack([pairs // self.num_classes, pairs % self.num_classes, numbers], 1).astype(np.int64)
+        self.num_units = int(self.of.max(initial=-1)) + 1
+
+    def per_class(self, which: Flags) -> Ints:
+        """Return (classes,) how many of the flagged units hold images of each class."""
+        return np.bincount(self.parts[which[self.parts[:, 0]], 1], minlength=self.num_classes)
 
 
 def divide(
@@ -80,11 +87,10 @@ def divide(
         InputError: A class has too few units, or scikit-learn is missing.
     """
     test = draw_test(units, scheme.test, scheme.seed)
-    present = units.counts > 0
     need = scheme.folds if scheme.scheme == "kfold" else 2
-    left = (present & ~test[:, None]).sum(0)
+    left = units.per_class(~test)
     if (left < need).any():
-        _refuse(scheme, classes, present.sum(0), left, need, word)
+        _refuse(scheme, classes, units.per_class(np.ones_like(test)), left, need, word)
     if scheme.scheme == "kfold":
         vals = draw_folds(units, ~test, scheme.folds, scheme.seed, mixed=mixed)
     else:
@@ -92,7 +98,7 @@ def divide(
     problems = [
         Problem("data.groups", f"class {classes[label]}", f"has no training image in fold {fold}", "more groups of it")
         for fold, val in enumerate(vals)
-        for label in np.flatnonzero(~(present & ~(test | val)[:, None]).any(0)).tolist()
+        for label in np.flatnonzero(units.per_class(~(test | val)) == 0).tolist()
     ]
     if problems:
         raise InputError(problems)
@@ -101,18 +107,13 @@ def divide(
 
 def draw_test(units: Units, share: float, seed: int) -> Flags:
     """Return (u,) which units are held out for the test set."""
-    return _draw(units.counts, share, np.random.default_rng([seed, _TEST]))
+    every = np.ones(units.num_units, np.bool_)
+    return _draw(units, every, share, np.random.default_rng([seed, _TEST]))
 
 
 def draw_holdouts(units: Units, rest: Flags, share: float, folds: int, seed: int) -> list[Flags]:
     """Return, for each of `folds` repetitions, (u,) which units of the rest validate: drawn anew each time."""
-    counts = units.counts
-    drawn = []
-    for fold in range(folds):
-        val = np.zeros(len(counts), np.bool_)
-        val[rest] = _draw(counts[rest], share, np.random.default_rng([seed, _HOLDOUT, fold]))
-        drawn.append(val)
-    return drawn
+    return [_draw(units, rest, share, np.random.default_rng([seed, _HOLDOUT, fold])) for fold in range(folds)]
 
 
 def draw_folds(units: Units, rest: Flags, folds: int, seed: int, *, mixed: bool) -> list[Flags]:
@@ -155,33 +156,44 @@ def draw_folds(units: Units, rest: Flags, folds: int, seed: int, *, mixed: bool)
     return found
 
 
-def _draw(counts: Ints, share: float, rng: np.random.Generator) -> Flags:
+def _draw(units: Units, among: Flags, share: float, rng: np.random.Generator) -> Flags:
     """Draw units until each class has about its share: large units first, each where it brings the counts nearer.
 
     Every class gets something if it has at least two units.
 
     Args:
-        counts: (u, classes) images.
-        share: In [0, 1).
+        units: All of them.
+        among: (u,) those to draw from.
+        share: Of the images of these, in [0, 1).
         rng: Source of randomness.
     """
-    taken = np.zeros(len(counts), np.bool_)
+    taken = np.zeros(units.num_units, np.bool_)
     if not share:
         return taken
-    target = _targets(counts.sum(0), share, rng)
-    order = rng.permutation(len(counts))
-    order = order[np.argsort(-counts.sum(1)[order], kind="stable")]
-    missing = target.copy()
-    for unit in order:
-        # Nearer in squared distance: |missing - n|^2 < |missing|^2
-        if counts[unit] @ (counts[unit] - 2 * missing) < 0:
+    parts = units.parts[among[units.parts[:, 0]]]
+    sizes = np.bincount(units.of, minlength=units.num_units)
+    missing: list[int] = _targets(_images(parts, units.num_classes), share, rng).tolist()
+    content: dict[int, list[tuple[int, int]]] = {}
+    for unit, label, number in parts.tolist():
+        content.setdefault(unit, []).append((label, number))
+    order = rng.permutation(np.flatnonzero(among))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    for unit in order.tolist():
+        # Nearer in squared distance: the sum of (missing - n)^2 is less than that of missing^2.
+        if sum(number * (number - 2 * missing[label]) for label, number in content[unit]) < 0:
             taken[unit] = True
-            missing -= counts[unit]
-    for label in np.flatnonzero(counts[taken].sum(0) == 0):
-        members = [unit for unit in order if counts[unit, label] and not taken[unit]]
-        if len(members) > 1:  # each was too large to bring the counts nearer: the smallest does least harm
-            taken[members[-1]] = True
+            for label, number in content[unit]:
+                missing[label] -= number
+    for label in np.flatnonzero((units.per_class(taken) == 0) & (units.per_class(among) > 1)).tolist():
+        # Each was too large to bring the counts nearer: the smallest does least harm.
+        holders = set(parts[parts[:, 1] == label, 0].tolist())
+        taken[next(unit for unit in reversed(order.tolist()) if unit in holders)] = True
     return taken
+
+
+def _images(parts: Ints, num_classes: int) -> Ints:
+    """Return (classes,) the number of images."""
+    return np.bincount(parts[:, 1], weights=parts[:, 2], minlength=num_classes).astype(np.int64)
 
 
 def _targets(totals: Ints, share: float, rng: np.random.Generator) -> Ints:

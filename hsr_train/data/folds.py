@@ -104,7 +104,7 @@ def write_splits(config: ClassifyDataConfig, decisions: Decisions) -> list[str]:
     earlier = read_record(layout.splits) if _is_complete(layout) else {}
     write_indexes(layout.splits, files, record)
     what = _compared(before, _contents(layout), earlier)
-    return [what.format(folder=layout.splits), *_table(units, scheme, test, vals), *notes, _next(layout)]
+    return [what.format(folder=layout.splits), *_table(units, scheme, classes, test, vals), *notes, _next(layout)]
 
 
 def _scheme(config: ClassifyDataConfig) -> Scheme:
@@ -228,23 +228,34 @@ def _compared(before: Mapping[str, bytes], after: Mapping[str, bytes], earlier: 
     return f"Wrote {{folder}}; replaced the earlier splits{what}" + (f", removed {some(gone)}" if gone else "")
 
 
-def _table(units: Units, scheme: Scheme, test: Flags, vals: Sequence[Flags]) -> list[str]:
+def _table(units: Units, scheme: Scheme, classes: Sequence[str], test: Flags, vals: Sequence[Flags]) -> list[str]:
     """Return the sizes of the splits, and how far their shares are off what was asked."""
     total = len(test)
     of_rest = 1 / scheme.folds if scheme.scheme == "kfold" else scheme.val
-    num_classes, num_units = units.num_classes, len(units.counts)
+    num_classes = units.num_classes
     lines = [f"  {total:,} images, {num_classes} classes, {scheme.scheme}, seed {scheme.seed}"]
     if scheme.groups:
-        lines[0] += f", {num_units:,} groups ({scheme.groups})"
+        lines[0] += f", {units.num_units:,} groups ({scheme.groups})"
     lines.append(f"  test    {test.sum():8,} images {_share(test.sum(), total, scheme.test)}")
     for fold, val in enumerate(vals):
         train = total - int(test.sum()) - int(val.sum())
-        wanted = of_rest * (1 - scheme.test)
-        lines.append(f"  fold {fold:<3}{train:8,} train {val.sum():8,} val {_share(val.sum(), total, wanted)}")
+        share_text = _share(val.sum(), total, of_rest * (1 - scheme.test))
+        lines.append(f"  fold {fold:<3}{train:8,} train {val.sum():8,} val {share_text}")
+    counts_of_all = np.bincount(units.classes, minlength=num_classes)
     counts = np.array([np.bincount(units.classes[split], minlength=num_classes) for split in (test, *vals)])
-    where = ["test"] * bool(scheme.test) + [f"val of fold {fold}" for fold in range(len(vals))]
-    rows = counts if scheme.test else counts[1:]
-    empty = [f"{name} ({(row == 0).sum()})" for name, row in zip(where, rows, strict=True) if (row == 0).any()]
+    where = ["test", *(f"val of fold {fold}" for fold in range(len(vals)))]
+    wanted = np.array([scheme.test] + [of_rest * (1 - scheme.test)] * len(vals))
+    start = 0 if scheme.test else 1
+    if scheme.groups:
+        off = np.abs(counts / counts_of_all - wanted[:, None])[start:]
+        row, label = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
+        share = 100 * counts[row + start, label] / counts_of_all[label]
+        lines.append(
+            f"  farthest off, since groups stay whole: {share:.2f} % of {classes[label]} in {where[row + start]} "
+            f"(asked: {100 * wanted[row + start]:.2f} %)"
+        )
+    rows = list(zip(where, counts, strict=True))[start:]
+    empty = [f"{name} ({(row == 0).sum()})" for name, row in rows if (row == 0).any()]
     if empty:
         lines.append(f"Splits without an image of some classes (how many): {some(empty, 10)}")
     return lines

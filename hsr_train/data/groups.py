@@ -66,7 +66,12 @@ def _by_pattern(text: str, files: Sequence[str]) -> list[str | None]:
         raise InputError(Problem(_KEY, f"pattern:{text}", f"is no regular expression: {err}", _FORMS)) from err
     if not pattern.groups:
         raise InputError(
-            Problem(_KEY, f"pattern:{text}", "has no parentheses", r"around what names the group: pattern:^(\w+)_\d+")
+            Problem(
+                _KEY,
+                f"pattern:{text}",
+                "has no parentheses around what names the group",
+                r"""'data.groups="pattern:^(\w+)_\d+"'""",
+            )
         )
     matches = (pattern.search(file.rpartition("/")[2]) for file in files)
     return [match[1] if match else None for match in matches]
