@@ -197,6 +197,7 @@ def test_missing_index_names_the_file_and_the_command(tmp_path, cache):
     text = refusal(cache, raw=raw)
     assert f"Index file not found: {tmp_path}/set/splits/fold_0_train.txt" in text
     assert f"mode=split task=classify data.raw={raw}" in text
+    assert "data.fold: two: a number from 0" in refusal(cache, raw=raw, fold="two")
     with pytest.raises(InputError, match="Index file not found"):
         list_folds(ClassifyDataConfig(raw=str(raw)))
 

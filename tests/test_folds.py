@@ -17,6 +17,7 @@ from yolo_sets import SHARED, write_picture
 
 from hsr_train.data import index_files
 from hsr_train.data.division import Scheme, Units, divide
+from hsr_train.data.near_duplicates import near_duplicates
 from hsr_train.errors import InputError
 
 COUNTS = {"bee": 20, "ant": 12, "wasp": 9}
@@ -292,6 +293,18 @@ def test_near_duplicates_across_splits_are_reported(tmp_path, cache):
     assert "_small.jpg" in line
     together = split(raw, cache, groups=r"pattern:^(\d+)")
     assert "look the same" not in together
+
+
+def test_pictures_alike_in_the_rough_only_are_no_near_duplicates(tmp_path):
+    rough = cv2.resize(np.random.default_rng(5).normal(size=(5, 5)), (32, 32), interpolation=cv2.INTER_CUBIC) * 15
+    fine = 60.0 * (np.indices((32, 32)).sum(0) % 2 * 2 - 1)
+    paths = []
+    for name, picture in (("a", rough + fine), ("b", rough - fine), ("c", rough + fine + 10)):
+        large = np.clip(picture + 120, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1)
+        paths.append(str(tmp_path / f"{name}.png"))
+        cv2.imwrite(paths[-1], large)
+    assert near_duplicates(paths, ["a", "b", "c"]).tolist() == [[0, 2]]
+    assert near_duplicates(paths, ["a", "b", "a"]).tolist() == []  # exact copies are no news
 
 
 # What cannot be divided
