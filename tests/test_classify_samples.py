@@ -430,6 +430,15 @@ def test_worker_leaves_ctrl_c_to_the_main_process_and_obeys_sigterm(images: list
         loader.close()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_is_gone_is_one_line_whoever_missed_it(tmp_path: Path, workers: int) -> None:
+    loader = make_loader(samples([tmp_path / "a.jpg"]), batch_size=1, at_once=1, workers=workers, seed=0, shuffle=False)
+    with pytest.raises(RunError) as caught:
+        next(iter(loader))
+    loader.close()
+    assert str(caught.value) == f"Error loading image {tmp_path / 'a.jpg'}: No such file or directory"
+
+
 def test_closed_loader_leaves_no_process(images: list[Path]) -> None:
     loader = make_loader(samples(images), batch_size=4, at_once=4, workers=2, seed=0, shuffle=True)
     next(iter(loader))

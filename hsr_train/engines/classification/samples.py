@@ -288,9 +288,15 @@ class EpochLoader:
         if self._iterator is None:
             self._iterator = iter(self._loader)
         for size in self._sizes:
-            images, targets, indices = next(self._iterator)
             parts = part_sizes(size, self._at_once)
-            yield from zip(images.split(parts), targets.split(parts), indices.split(parts), strict=True)
+            yield from zip(*(tensor.split(parts) for tensor in self._next()), strict=True)
+
+    def _next(self) -> Any:
+        """Return the next batch; an error of ours arrives from a worker as a traceback that ends with its text."""
+        try:
+            return next(self._iterator)
+        except RunError as error:
+            raise RunError(str(error).strip().rpartition("RunError: ")[2]) from error
 
     def close(self) -> None:
         """Stop the workers."""
