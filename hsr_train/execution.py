@@ -53,7 +53,7 @@ def execute(experiment: Experiment) -> Result:
         experiment: From `compose`; not changed.
 
     Returns:
-        What the run achieved; `run_dir` is None for mode=check, mode=compare and mode=tensorboard.
+        What the run achieved; `run_dir` is None for mode=check, split, compare and tensorboard.
 
     Raises:
         InputError: The input is at fault; for most causes before a directory is made.
@@ -72,6 +72,9 @@ def execute(experiment: Experiment) -> Result:
         decisions = Decisions(experiment.origin.decisions)
         for decision in decisions:  # on the console already, when the experiment was composed; now for train.log
             log.debug("Decided: %s", decision)
+        if experiment.mode == "split":
+            print("\n".join(engine.split(experiment, decisions)))
+            return Result(run_dir=None, status="split")
         plan = engine.prepare(experiment, machine, decisions)
         manifest = build_manifest(
             decisions=plan.decisions,
@@ -91,7 +94,7 @@ def execute(experiment: Experiment) -> Result:
         else:
             label = experiment.preset if experiment.mode == "train" else experiment.mode
             _require_space(output_dir)
-            run = RunDirectory.create(output_dir, experiment.task, label)
+            run = RunDirectory.create(output_dir, experiment.task, plan.run_name or RunDirectory.dated(label))
         with run.lock(), ExitStack() as stack:
             handler = attach_file(run.train_log)
             stack.callback(detach_file, handler)

@@ -44,9 +44,6 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
         problems += _verb(experiment)
         problems += _close_mosaic(experiment.train, typed, decisions)
         problems += _automatic_optimizer(experiment.optimizer, typed, decisions)
-        if experiment.mode == "split":
-            allowed = "mode=split divides the images of a classifier; a YOLO set names its splits in data.yaml"
-            problems.append(Problem("mode", "split", allowed, "task=classify mode=split data.raw=FOLDER"))
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
     first: dict[str, Problem] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hsr_train.config.schema.common import Experiment, knob
 
@@ -139,6 +139,9 @@ class ClassifyPredictConfig:
 @dataclass
 class ClassifyExperiment(Experiment):
     """task=classify: image classifiers of torchvision and timm."""
+
+    RATE_KEY: ClassVar[str] = "optimizer.lr"
+    PRECISION: ClassVar[tuple[str, Any, Any]] = ("trainer.name", "mixed_precision", "standard")
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
     model: ClassifyModelConfig = field(default_factory=ClassifyModelConfig)

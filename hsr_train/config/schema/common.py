@@ -8,7 +8,7 @@ Imports nothing heavy: `--cfg job` must stay fast.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hsr_train.decisions import Decision
 
@@ -106,7 +106,15 @@ class Origin:
 
 @dataclass
 class Experiment:
-    """What every task's experiment has."""
+    """What every task's experiment has.
+
+    Attributes:
+        RATE_KEY: The key of the learning rate.
+        PRECISION: The key of mixed precision, its value with it and its value without.
+    """
+
+    RATE_KEY: ClassVar[str]
+    PRECISION: ClassVar[tuple[str, Any, Any]]
 
     task: str = knob("detect", "Which engine runs.")
     mode: str = knob("train", "What it does.", choices=MODES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hsr_train.config.schema.common import Experiment, knob
 
@@ -129,6 +129,9 @@ class UltralyticsConfig:
 @dataclass
 class DetectExperiment(Experiment):
     """task=detect: YOLO detectors through ultralytics."""
+
+    RATE_KEY: ClassVar[str] = "optimizer.lr0"
+    PRECISION: ClassVar[tuple[str, Any, Any]] = ("train.amp", True, False)
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
