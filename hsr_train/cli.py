@@ -55,16 +55,25 @@ def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
             _command(list(sys.argv[1:] if argv is None else argv), supervise)
     except HsrTrainError as error:
         log.error("%s", error)
+        _tell_notes(error)
         return error.exit_status
-    except Terminated:
+    except Terminated as stop:
         log.error("Stopped by SIGTERM")
+        _tell_notes(stop)
         return 143
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         log.error("Stopped by Ctrl-C")
+        _tell_notes(stop)
         return 130
     except SystemExit as stop:  # Hydra's --help and argparse end this way.
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _tell_notes(error: BaseException) -> None:
+    """Say what to type next, as the last lines."""
+    for note in getattr(error, "__notes__", ()):
+        log.info("%s", note)
 
 
 def _command(argv: list[str], supervise: bool) -> None:
@@ -151,7 +160,8 @@ class _Job:
         self.multirun = multirun
         self.supervise = supervise
         self.config_dir: str | None = args.config_dir
-        self.config_name: str = args.config_name or "config"
+        self.task = next((word.removeprefix("task=") for word in args.overrides if word.startswith("task=")), "detect")
+        self.config_name: str | None = args.config_name
         self.checked: dict[tuple[str, ...], Experiment] = {}
         self.failures: list[HsrTrainError] = []
 
@@ -220,7 +230,7 @@ def _hand_to_hydra(argv: list[str], job: _Job) -> None:
     registration.register()
     with _replaced_argv(argv), _errors_raised():
         try:
-            hydra.main(config_path=str(CONF_DIR), config_name="config")(job)()
+            hydra.main(config_path=str(CONF_DIR), config_name=registration.primary(job.config_name, job.task))(job)()
         except REFUSED as error:
             raise InputError(describe_error(error)) from error
     if job.failures:

@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from logging.handlers import MemoryHandler
@@ -28,18 +28,18 @@ from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError, Terminated
 from hsr_train.hardware import detect
 from hsr_train.recovery import Recovery
-from hsr_train.run.atomic import free_space, write_json, write_text
+from hsr_train.run.atomic import DISK_ERRORS, describe_disk_error, free_space, write_json, write_text
 from hsr_train.run.changes import Change, write_changes
 from hsr_train.run.data_files import write_data_files
 from hsr_train.run.directory import RunDirectory
-from hsr_train.run.events import EventWriter
+from hsr_train.run.events import EventWriter, has_tag
 from hsr_train.run.log import TrainLogHandler, attach_file, detach_file, success
 from hsr_train.run.manifest import build_manifest, read_manifest
 from hsr_train.run.record import RunRecord, write_summary, write_training_result
 from hsr_train.run.status import StatusWriter, read_status
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
 from hsr_train.supervised_child import announce
-from hsr_train.verification import Reproduction, check_fingerprints, comparison
+from hsr_train.verification import Reproduction, check_fingerprints, comparison, require_states
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ def _run(
     experiment, since = plan.experiment, time.monotonic()
     resuming = experiment.origin.resume_from is not None
     if resuming:
+        require_states(run)
         check_fingerprints(plan, run)  # before anything is changed
     earlier_s = _earlier_seconds(run)
     status = stack.enter_context(StatusWriter(run, mode=experiment.mode))
@@ -146,23 +147,21 @@ def _run(
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
     try:
-        result = verbs[experiment.mode](plan, context)
-        context.require_records()  # a run without a part of its record is not completed
+        result = _perform(verbs[experiment.mode], plan, context)
         error = str(result.failure) if result.failure else None
     except BaseException as failure:
         outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
         error, result = _message(failure), _so_far(run)
-        if experiment.mode == "train" and isinstance(failure, (HsrTrainError, KeyboardInterrupt)):
-            log.info("To go on when the cause is gone: python -m hsr_train resume=%s", run.path)
+        if experiment.mode == "train" and run.config_yaml.is_file():
+            when = "" if outcome == "interrupted" else " when the cause is gone"
+            failure.add_note(f"To go on{when}: python -m hsr_train resume={run.path}")
         raise
     finally:
         if experiment.mode == "train":
             training_time_s = earlier_s + time.monotonic() - since
             record = _record(plan, result, manifest["machine"], outcome, error, training_time_s, url, run)
             record.recovery = [change.record() for change in recovery.rungs]
-            if outcome == "completed":
-                write_training_result(run, record)
-            write_summary(run, record)
+            _write_record(run, record)
     if reproduction is not None:
         reproduction.finish(engine, run, recovery)
     if result.failure is not None:
@@ -171,6 +170,35 @@ def _run(
     if reproduction is not None:
         reproduction.conclude()
     return result
+
+
+def _perform(verb: Callable[[Plan, RunContext], Result], plan: Plan, context: RunContext) -> Result:
+    """Let the engine work; say in one line if the run's directory or the disk fails it.
+
+    Raises:
+        RunError: The directory is gone, or a disk refused, whatever library wrote there.
+    """
+    try:
+        result = verb(plan, context)
+        context.require_records()  # a run without a part of its record is not completed
+    except (OSError, HsrTrainError) as error:
+        context.require_directory()
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise RunError(describe_disk_error(Path(error.filename or context.run.path), error)) from error
+        raise
+    return result
+
+
+def _write_record(run: RunDirectory, record: RunRecord) -> None:
+    """Write how the run ended; of a failed one only as far as a failing disk allows."""
+    if record.status == "completed":
+        write_training_result(run, record)
+        write_summary(run, record)
+    elif run.config_yaml.is_file():
+        try:
+            write_summary(run, record)
+        except RunError as error:
+            log.debug("%s", error)
 
 
 def _message(failure: BaseException) -> str:
@@ -233,6 +261,7 @@ def _write_inputs(plan: Plan, run: RunDirectory, manifest: dict[str, Any], resum
         write_text(run.hydra_dir / "hydra.yaml", origin.hydra_yaml)
         if experiment.mode == "train":
             write_data_files(run.data_files, plan.data_files())
+        manifest = manifest | {"config": saved.plain(experiment)}
     write_json(run.manifest, manifest)
     if not resuming:  # a resumed run's configuration changes when its state has been read: `Recovery.begin`
         write_text(run.config_yaml, saved.dump(experiment))
@@ -259,7 +288,7 @@ def _events(experiment: Experiment, run: RunDirectory, resuming: bool, stack: Ex
     if not experiment.tensorboard.enabled or experiment.mode != "train":
         return None
     writer = stack.enter_context(EventWriter(run.tensorboard))
-    if not resuming:
+    if not resuming or not has_tag(run.tensorboard, "config"):  # it may have been killed before
         writer.text("config", f"```yaml\n{saved.dump(experiment)}\n```")
     return writer
 

@@ -100,6 +100,9 @@ class Recovery:
             self.killed = False
             self.at(KILLED)
             self.take(HOST_MEMORY)
+            # Where it died is not known: what validation takes must not stay what it was.
+            if self.next_rung(HOST_MEMORY) == VALIDATION_BATCH:
+                self.take(HOST_MEMORY)
             self.at(START)
 
     def at(self, place: str, epoch: int | None = None) -> None:
@@ -144,7 +147,8 @@ class Recovery:
         Raises:
             RunError: Recovery is switched off, or nothing is left to give up.
         """
-        if self._is_due():
+        repeated = self._is_due()
+        if repeated:
             change = self.replay.pop(0)
         elif cause in LADDERS:
             change = self._rung(cause)
@@ -153,7 +157,10 @@ class Recovery:
         set_value(self.experiment, change.key, change.after)
         self.changes.append(change)
         self.save(self.changes)
-        log.warning("Recovery: %s; going on from the last state", change)
+        if repeated:
+            log.info("Repeated from the original: %s", change)
+        else:
+            log.warning("Recovery: %s; going on from the last state", change)
         self.announce(change)
         return change
 
@@ -161,9 +168,6 @@ class Recovery:
         where = f"{cause[0].upper()}{cause[1:]} in epoch {self.epoch} ({self.place}): {self._described()}."
         if not self.config.enabled:
             raise RunError(f"{where} Recovery is switched off: type recovery.enabled=true, or {ADVICE[cause]}.")
-        kills = sum(change.place == KILLED for change in self.changes)
-        if self.place == KILLED and kills >= self.config.max_retries:
-            raise RunError(f"{where} The process was killed {kills + 1} times (recovery.max_retries={kills}).")
         for rung, key, value in self._possible(cause):
             return Change(self.epoch, self.place, rung, key, get_value(self.experiment, key), value, cause)
         raise RunError(f"{where} Nothing is left to give up. What would help: {ADVICE[cause]}.")
@@ -175,7 +179,8 @@ class Recovery:
             if export.device != "cpu":
                 yield EXPORT_DEVICE, "export.device", "cpu"
             return
-        if self.place in (VALIDATION, FINAL_EVALUATION):
+        killed_at_large = self.place == KILLED and train.val_batch > 2 * train.batch
+        if killed_at_large or self.place in (VALIDATION, FINAL_EVALUATION):
             if train.val_batch > 1:
                 yield VALIDATION_BATCH, "train.val_batch", train.val_batch // 2
             if cause == GPU_MEMORY:
@@ -193,6 +198,8 @@ class Recovery:
                 yield CACHE, "train.cache", "none"
             elif rung == WORKERS and train.workers > 0:
                 yield WORKERS, "train.workers", train.workers // 2
+        if self.place == KILLED and train.val_batch > 1:
+            yield VALIDATION_BATCH, "train.val_batch", train.val_batch // 2
 
     def _remedy(self, rate: float | None) -> Change:
         retries = sum(change.cause == DIVERGED for change in self.changes)

@@ -222,12 +222,12 @@ def _reason_to_stop(end: _End, experiment: Experiment, restarts: int) -> str | N
         return ", while it was being stopped"
     if not experiment.recovery.enabled:
         return f". Recovery is off: type recovery.enabled=true, or {ADVICE[HOST_MEMORY]}"
-    # Those of earlier commands count too, and those after which a child died before it took a rung.
-    rungs = [change for change in read_changes(RunDirectory(end.run_dir).changes) if change.place == KILLED]
-    if max(restarts, len(rungs)) < most:
+    if restarts < most:
         return None
+    rungs = [change for change in read_changes(RunDirectory(end.run_dir).changes) if change.place == KILLED]
     given_up = "; ".join(f"{change.key} {change.before} -> {change.after}" for change in rungs) or "nothing"
-    return f", and recovery.max_retries={most} allows no further restart. Given up so far: {given_up}. {help_}"
+    spent = f"recovery.max_retries={most} allows no further restart by this command"
+    return f", and {spent}. Given up so far: {given_up}. {help_}"
 
 
 def _killed_for_memory(end: _End) -> str:

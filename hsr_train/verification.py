@@ -36,6 +36,7 @@ from hsr_train.run.reproduction import (
     read_reproduction,
     write_reproduction,
 )
+from hsr_train.run.results import last_epoch
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,19 @@ def comparison(experiment: Experiment) -> str:
     """
     one, other = (locate_run(run, Path(experiment.output_dir), "runs") for run in experiment.runs)
     return compare.compare_runs(RunDirectory(one), RunDirectory(other))
+
+
+def require_states(run: RunDirectory) -> None:
+    """Refuse to go on with a run whose states are lost: it would begin again and overwrite what it came to.
+
+    Raises:
+        InputError: There is no state, and more than one epoch in results.csv.
+    """
+    done = last_epoch(run.results_csv) or 0
+    if done > 1 and not any(run.state.glob("*.pt")):  # the first row is written before the first state
+        allowed = f"{run.state} holds no state, though results.csv has {done} epochs"
+        remedy = f"put the files back, or start a new run from its weights: model.weights={run.weights / 'last.pt'}"
+        raise InputError(Problem("resume", str(run.path), allowed, remedy))
 
 
 def check_fingerprints(plan: Plan, run: RunDirectory) -> None:

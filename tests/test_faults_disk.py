@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,10 +52,14 @@ class Disk:
         self._ballast = path / "ballast"
 
     def fill(self, leave_bytes: int = 0) -> None:
-        """Leave only so much space."""
-        size = shutil.disk_usage(self.path).free - leave_bytes
+        """Leave only so much space, also while somebody else is writing."""
         with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            taken = 0
+            for block in (2**24, 2**20, 2**16, 2**12):
+                with suppress(OSError):
+                    while shutil.disk_usage(self.path).free >= leave_bytes + block:
+                        os.posix_fallocate(file.fileno(), taken, block)
+                        taken += block
 
     def make_space(self) -> None:
         """Take the ballast away."""
@@ -207,7 +211,7 @@ PLACES = {
     "weights": (loop, "write_weights", 2, 3_000_000, "weights/last.pt", [1, 2]),
     "weights of the best epoch": (loop, "write_weights", 1, 4_000_000, "weights/", [1]),
     "plots after training": (engine, "evaluate", 1, 60_000, "", [2, 3]),
-    "sample batches": (RunTrainer, "plot_training_samples", 7, 40_000, "", [1, 2]),
+    "sample batches": (RunTrainer, "plot_training_samples", 1, 40_000, "", []),
 }
 
 

@@ -131,10 +131,21 @@ def test_killed_process_takes_its_rung_when_it_begins(experiment: DetectExperime
     assert len(recovery.changes) == 1
 
 
-def test_process_is_not_restarted_for_ever(experiment: DetectExperiment) -> None:
-    kills = [Change(1, KILLED, "workers", "train.workers", 8, 4, HOST_MEMORY)] * 3
-    with pytest.raises(RunError, match=r"killed 4 times \(recovery.max_retries=3\)"):
-        Recovery(experiment, forget, kills, killed=True).begin(2)
+def test_killed_process_lowers_the_batch_of_validation_too(experiment: DetectExperiment) -> None:
+    """Nobody knows where it died; what validation takes must not stay what it was."""
+    experiment.train.cache, experiment.train.workers = "none", 0
+    experiment.train.batch, experiment.train.val_batch = 8, 16
+    found = []
+    while experiment.train.val_batch > 1:
+        recovery = Recovery(experiment, forget, killed=True)
+        recovery.begin(2)
+        found += [(change.key, change.after) for change in recovery.changes]
+    assert found == [
+        ("train.batch", 4), ("train.val_batch", 8), ("train.batch", 2), ("train.val_batch", 4),
+        ("train.val_batch", 2), ("train.val_batch", 1),
+    ]  # fmt: skip
+    with pytest.raises(RunError, match="Nothing is left to give up"):
+        Recovery(experiment, forget, killed=True).begin(2)
 
 
 def test_what_was_typed_on_resume_is_dated_and_saved(experiment: DetectExperiment) -> None:

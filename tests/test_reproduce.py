@@ -509,6 +509,8 @@ def test_interrupted_reproduction_is_compared_when_it_was_resumed(
 def test_reproduction_resumed_without_its_record_is_refused(record: Path, content: str) -> None:
     config, status = record / "config.yaml", record / "status.json"
     config.write_text(config.read_text().replace("reproduce: null", "reproduce: /some/run"))
+    manifest = record / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"reproduce": null', '"reproduce": "/some/run"'))
     status.write_text(json.dumps({**read_json(status), "state": "interrupted"}))
     (record / "reproduction.json").write_text(content)
     assert list(problems(f"resume={record}")) == [str(record / "reproduction.json")]
@@ -517,6 +519,8 @@ def test_reproduction_resumed_without_its_record_is_refused(record: Path, conten
 def test_reproduction_whose_original_is_gone_is_not_resumed(record: Path, tmp_path: Path) -> None:
     config, status = record / "config.yaml", record / "status.json"
     config.write_text(config.read_text().replace("reproduce: null", "reproduce: /some/run"))
+    manifest = record / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"reproduce": null', '"reproduce": "/some/run"'))
     status.write_text(json.dumps({**read_json(status), "state": "interrupted"}))
     kept = {"original": str(tmp_path / "gone"), "variation": [], "drift": [], "replay": []}
     (record / "reproduction.json").write_text(json.dumps(kept))

@@ -20,7 +20,7 @@ import pytest
 from hsr_train.errors import InputError
 from hsr_train.run import directory
 from hsr_train.run.directory import RunDirectory
-from hsr_train.run.find import find_run
+from hsr_train.run.find import find_run, obstacle
 from hsr_train.run.status import process_identity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,13 +248,15 @@ def test_find_run_last_without_an_unfinished_run_lists_what_there_is(tmp_path: P
     assert "no unfinished run" in text and f"{tmp_path / 'detect' / 'done'} (completed)" in text
 
 
-def test_find_run_refuses_what_cannot_be_continued(tmp_path: Path) -> None:
+def test_obstacle_says_why_a_run_cannot_be_continued(tmp_path: Path) -> None:
     done = make_run(tmp_path, "done", "completed")
-    assert "finished" in refusal(done, tmp_path) and f"model.weights={done}/weights/last.pt" in refusal(done, tmp_path)
+    why, remedy = obstacle(done) or ("", "")
+    assert "finished" in why and f"model.weights={done}/weights/last.pt" in remedy
+    assert obstacle(done, extended=True) is None
     alive = make_run(tmp_path, "alive", "running", process=process_identity(os.getpid()))
-    assert f"still running as process {os.getpid()}" in refusal(alive, tmp_path)
+    assert f"still running as process {os.getpid()}" in (obstacle(alive) or "")[0]
     other = make_run(tmp_path, "other", "interrupted", mode="predict")
-    assert "mode=predict" in refusal(other, tmp_path)
+    assert "mode=predict" in (obstacle(other) or "")[0]
 
 
 def test_find_run_refuses_what_is_no_run(tmp_path: Path) -> None:

@@ -334,24 +334,27 @@ def test_run_killed_for_memory_goes_on_with_less(command: Command) -> None:
 
 
 def test_restarts_end_at_max_retries(command: Command) -> None:
-    status, errors = command.script(*["| begin killed_for_memory"] * 4).run(
+    status, errors = command.script(*["| begin killed_for_memory"] * 6).run(
         "train.seed=1", *WORDS, "recovery.max_retries=2"
     )
     assert (status, len(command.attempts())) == (1, 3)
     (line,) = error_lines(errors)
-    assert "after epoch 2, and recovery.max_retries=2 allows no further restart. Given up so far: " in line
+    assert (
+        "after epoch 2, and recovery.max_retries=2 allows no further restart by this command. Given up so far: " in line
+    )
     assert ": train.cache ram -> none; train.workers 4 -> 2. What would help: more memory" in line
     assert line.endswith(f"resume={command.run_dir}")
     assert (command.status()["state"], command.status()["message"]) == ("failed", line)
     status, errors = command.run(f"resume={command.run_dir}")
-    assert (status, len(command.attempts())) == (1, 4), "the record of the run counts, not that of the command"
+    assert (status, len(command.attempts())) == (1, 6), "whoever types it again wants further rungs"
+    assert "train.workers 1 -> 0" in error_lines(errors)[0]
 
 
 def test_restarts_end_for_a_child_that_never_comes_to_its_rung(command: Command) -> None:
     """By the record it could go on for ever: each is killed between its directory and `Recovery.begin`."""
     status, errors = command.script(*["| killed_for_memory"] * 9).run("train.seed=1", *WORDS, "recovery.max_retries=1")
     assert (status, len(command.attempts())) == (1, 2)
-    assert "recovery.max_retries=1 allows no further restart. Given up so far: nothing." in errors
+    assert "recovery.max_retries=1 allows no further restart by this command. Given up so far: nothing." in errors
 
 
 def test_kill_before_the_run_has_a_directory_is_one_line(command: Command) -> None:

@@ -37,6 +37,12 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
     known = {key for key, _, _ in leaves(type(experiment))}
     bounded = [key for key in experiment.adjust.at_most if key not in known]
     problems += [unknown_key(key, type(experiment), where="adjust.at_most: ") for key in bounded]
+    if not experiment.recovery.enabled:
+        problems += [
+            Problem(key, "", "has no effect with recovery.enabled=false", "leave one of the two out")
+            for key in sorted(typed)
+            if key.startswith("recovery.") and key != "recovery.enabled"
+        ]
     if isinstance(experiment, DetectExperiment):
         if not experiment.data.path:
             problems.append(Problem("data.path", "", "has no value", "data.path=my/data.yaml"))

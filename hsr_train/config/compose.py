@@ -32,18 +32,16 @@ from hsr_train.config.strict import build
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
 
-PRIMARY = "config"
-
 
 def compose(
-    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = PRIMARY
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str | None = None
 ) -> AnyExperiment:
     """Compose, resolve and check an experiment.
 
     Args:
         overrides: What would be typed after `python -m hsr_train`; paths need no quotes.
         config_dir: A folder with further YAML files in the same groups, as --config-dir.
-        config_name: The primary configuration, as --config-name.
+        config_name: The primary configuration, as --config-name; default: the task's.
 
     Returns:
         The experiment, with `origin` filled; its decisions have been logged.
@@ -57,7 +55,7 @@ def compose(
 
 
 def compose_quietly(
-    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = PRIMARY
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str | None = None
 ) -> AnyExperiment:
     """Do what `compose` does without a line in the log, for a check ahead of a run."""
     typed = Typed.parse(quote_paths(overrides))
@@ -65,10 +63,8 @@ def compose_quietly(
         return reproduced(typed)
     if typed.value("resume") is not None:
         return resumed(typed)
-    if config_name == PRIMARY:
-        config_name = registration.PRIMARIES.get(str(typed.value("task", "detect")), PRIMARY)
     with _hydra(config_dir):
-        return _from_groups(typed, config_name)
+        return _from_groups(typed, registration.primary(config_name, str(typed.value("task", "detect"))))
 
 
 def log_decisions(experiment: Experiment) -> None:

@@ -17,6 +17,11 @@ PRIMARIES = {"detect": "config", "classify": "classify"}
 _PROVIDER = "hsr_train"
 
 
+def primary(config_name: str | None, task: str) -> str:
+    """Return the name of the primary configuration: the one that is named, or the task's."""
+    return config_name or PRIMARIES.get(task, PRIMARIES["detect"])
+
+
 @cache
 def register() -> None:
     """Put our entries into Hydra's ConfigStore; what a composition generated is not reset by a second call."""

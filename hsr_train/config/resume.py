@@ -5,21 +5,30 @@ Neither today's YAML nor presets nor the detection of a tier take part; the reco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hsr_train.config.overlay import is_among, listed, overlay, start_anew
 from hsr_train.config.overrides import Typed
 from hsr_train.config.reproduce import go_on_repeating
-from hsr_train.config.saved import dump, load
+from hsr_train.config.saved import dump, load, plain
 from hsr_train.config.schema import AnyExperiment, Experiment, Origin
+from hsr_train.config.strict import shown
 from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
-from hsr_train.run.changes import RESUMED, Change, apply, get_value, read_changes
+from hsr_train.run.changes import RESUMED, Change, apply, get_value, read_changes, undo
+from hsr_train.run.record import flat
+
+if TYPE_CHECKING:
+    from hsr_train.run.directory import RunDirectory
 
 # What a continued run may do differently without becoming another experiment; a final dot allows a whole section.
 CHANGEABLE = (
     "data.cache_dir",
     "data.path",
+    "data.raw",
     "export.",
     "recovery.",
     "tensorboard.",
@@ -41,7 +50,7 @@ def resumed(typed: Typed) -> AnyExperiment:
     """
     # Here: composing needs the run room for nothing else.
     from hsr_train.run.directory import RunDirectory
-    from hsr_train.run.find import find_run
+    from hsr_train.run.find import find_run, obstacle
 
     reference = str(typed.value("resume"))
     output_dir = str(typed.value("output_dir", Experiment.output_dir))
@@ -50,14 +59,16 @@ def resumed(typed: Typed) -> AnyExperiment:
     saved = load(directory.config_yaml)
     changes = read_changes(directory.changes)
     apply(saved, changes)  # a run may have been killed between the two files
+    _refuse_edits(saved, changes, directory)
     recorded = dump(saved)
     searched = reference == "last"  # output_dir then says where, and changes nothing
     experiment, problems = overlay(saved, typed, "resume", _refusal, apart=("output_dir",) if searched else ())
+    hindered = obstacle(run, extended=experiment.train.epochs > saved.train.epochs)
+    if hindered is not None:
+        problems.insert(0, Problem("resume", reference, *hindered))
     if experiment.train.epochs < saved.train.epochs:
         allowed = f"the run has {saved.train.epochs}, and can only be extended"
         problems.append(Problem("train.epochs", str(experiment.train.epochs), allowed, "leave it out"))
-    if saved.mode != "train":
-        problems.insert(0, Problem("resume", reference, f"is a run of mode={saved.mode}, and only training goes on"))
     # Each value must be possible; the combinations were checked, and decided on, when the run began.
     found = check_values(experiment)
     known = {p.key for p in problems}
@@ -74,6 +85,30 @@ def resumed(typed: Typed) -> AnyExperiment:
     if saved.reproduce is not None:
         go_on_repeating(experiment.origin, directory, changes)
     return experiment
+
+
+def _refuse_edits(saved: AnyExperiment, changes: Sequence[Change], run: RunDirectory) -> None:
+    """Refuse a config.yaml that is not what the run recorded: whoever edits it wants another experiment.
+
+    Raises:
+        InputError: A key differs from the manifest's copy.
+    """
+    from hsr_train.run.manifest import read_manifest
+
+    recorded = read_manifest(run).get("config")
+    if recorded is None:  # of an earlier version
+        return
+    begun = deepcopy(saved)
+    undo(begun, changes)
+    now = flat(plain(begun))
+    remedy = "put the recorded value back, or start a new run"
+    problems = [
+        Problem(f"{run.config_yaml}: {key}", shown(now[key]), f"was {shown(value)} when the run began", remedy)
+        for key, value in flat(recorded).items()
+        if key in now and now[key] != value
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def _typed_changes(saved: AnyExperiment, experiment: AnyExperiment) -> list[Change]:

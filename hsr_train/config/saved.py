@@ -40,11 +40,13 @@ def load(source: str | Path) -> AnyExperiment:
     except OSError as error:
         raise InputError(Problem(name, "", f"cannot be read: {error.strerror or error}")) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(Problem(name, "", f"is not YAML: {' '.join(str(error).split())}")) from error
+        remedy = "restore the file from a copy, or start a new run"
+        raise InputError(Problem(name, "", f"is not YAML: {' '.join(str(error).split())}", remedy)) from error
     task = data.get("task") if isinstance(data, dict) else None
     if task not in SCHEMAS:
         known = ", ".join(SCHEMAS)
-        raise InputError(Problem(f"{name}: task", shown(task), f"must be one of {known}: is this a run's config.yaml?"))
+        allowed = f"must be one of {known}: is this a run's config.yaml?"
+        raise InputError(Problem(f"{name}: task", shown(task), allowed, "restore the file from a copy"))
     experiment, problems = build(SCHEMAS[task], data, where=f"{name}: ")
     if problems:
         raise InputError(problems)

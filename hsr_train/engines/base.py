@@ -64,14 +64,22 @@ class RunContext:
     resuming: bool = False
     log: TrainLogHandler | None = None
 
+    def require_directory(self) -> None:
+        """Check that the run's directory is there.
+
+        Raises:
+            RunError: It is gone.
+        """
+        if not self.run.config_yaml.is_file():
+            raise RunError(f"The run's directory is gone: {self.run.path}")
+
     def require_records(self) -> None:
         """Check that the run's records can still be written; meant for once an epoch.
 
         Raises:
             RunError: The directory is gone, or the disk refused a line of the log or of TensorBoard's events.
         """
-        if not self.run.config_yaml.is_file():
-            raise RunError(f"The run's directory is gone: {self.run.path}")
+        self.require_directory()
         for writer in (self.log, self.events):
             if writer is not None and writer.failure is not None:
                 raise RunError(writer.failure)

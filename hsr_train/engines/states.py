@@ -88,20 +88,33 @@ def state_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest_state(folder: Path) -> dict[str, Any] | None:
+def newest_state(folder: Path, last_row: int | None = None) -> dict[str, Any] | None:
     """Return the newest sound state; None if the run ended before its first epoch did.
+
+    Args:
+        folder: `state/` of a run.
+        last_row: The last epoch in results.csv, if a later state is to be passed over for one that the table has.
 
     Raises:
         InputError: There are states, and all of them are damaged or of another version.
     """
-    problems = []
-    for number, file in state_files(folder):
+    found = state_files(folder)
+    if last_row is not None and any(number <= last_row for number, _ in found):
+        for number, _ in found:
+            if number > last_row:
+                log.warning("The state of epoch %d is not used: results.csv has no row of that epoch", number)
+        found = [(number, file) for number, file in found if number <= last_row]
+    problems: list[Problem] = []
+    for number, file in found:
         try:
             return _read(file)
         except _DamagedError as error:
-            problems.append(Problem("resume", str(file), str(error), "start a new run from weights/last.pt"))
-            earlier = "" if len(problems) < len(state_files(folder)) else ", and there is no earlier one"
-            log.warning("The state of epoch %d is not used: %s: %s%s", number, file, error, earlier)
+            weights = folder.parent / "weights" / "last.pt"
+            remedy = f"start a new run from its weights: model.weights={weights}" if not problems else ""
+            problems.append(Problem("resume", str(file), str(error), remedy))
+            log.debug("The state of epoch %d: %s", number, error)
+            if len(problems) < len(found):
+                log.warning("The state of epoch %d is not used: %s: %s", number, file, error)
     if problems:
         raise InputError(problems)
     return None
@@ -183,7 +196,7 @@ class Saver:
         except RunError as failure:
             if error is None:
                 raise
-            log.error("%s", failure)
+            log.warning("%s", failure)  # something else ended the run
 
 
 def random_state() -> dict[str, Any]:

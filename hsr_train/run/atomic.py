@@ -21,11 +21,10 @@ from typing import Any
 
 from hsr_train.errors import RunError
 
-DISK_ERRORS = frozenset(
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""What only writing meets."""
+DISK_ERRORS = DISK_FULL | frozenset(
     {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
         errno.EACCES,
         errno.EPERM,
         errno.EIO,

@@ -95,10 +95,10 @@ def changes_of(records: Any, path: Path) -> list[Change]:
         rows = [{"before": row["from"], "after": row["to"], **row} for row in records]
         return [Change(**{name: value for name, value in row.items() if name not in ("from", "to")}) for row in rows]
     except (KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, "it is no list of changes") from error
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def _damaged(path: Path, error: Exception | str) -> InputError:
     remedy = "restore it from a copy, or start a new run"
     return InputError(Problem(str(path), "", f"is damaged: {error}", remedy))
 

@@ -167,6 +167,22 @@ class EventWriter:
             self._file = None
 
 
+def has_tag(directory: Path, tag: str) -> bool:
+    """Whether an event file of `directory` has a point, picture or text of that name.
+
+    Raises:
+        RunError: A file cannot be read.
+    """
+    from tensorboard.compat.proto import event_pb2
+
+    try:
+        records = [record for path in directory.glob(_PATTERN) for record in _records(path.read_bytes())]
+    except OSError as error:
+        raise RunError(f"cannot read {directory}: {error.strerror or error}") from error
+    events = (event_pb2.Event.FromString(record[12:-4]) for record in records)
+    return any(value.tag == tag for event in events for value in event.summary.value)
+
+
 def drop_later_steps(directory: Path, step: int, keep: Path | None = None) -> int:
     """Rewrite the event files of `directory` without the events of later steps than `step`, and without torn ends.
 

@@ -5,6 +5,7 @@ Reads what `status` and `directory` wrote, and nothing else: no lock, no change.
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import datetime
 from pathlib import Path
@@ -14,31 +15,28 @@ from hsr_train.errors import InputError, Problem
 from hsr_train.run.directory import NOT_A_RUN, is_run
 from hsr_train.run.status import is_alive, read_status
 
+log = logging.getLogger(__name__)
+
 
 def find_run(reference: str, output_dir: Path, *, extended: bool = False) -> Path:
-    """Find the run that `resume=` means.
+    """Find the run that `resume=` means; whether it can go on, `obstacle` tells.
 
     Args:
         reference: A run's directory, anything inside one (`weights/last.pt`, also `last.pt` alone without
             `weights/`), or `last`: the unfinished training run under `output_dir` that started last.
         output_dir: Where `last` looks.
-        extended: The run gets more epochs, so that it may be finished; `last` is then the newest of all.
+        extended: For `last`: epochs are typed, so that it may be a finished run, the newest of all.
 
     Returns:
         The run's directory, absolute.
 
     Raises:
-        InputError: There is none, it is no run, it is finished, or it is still running.
+        InputError: There is none, or it is no run.
     """
     output_dir = Path(output_dir).expanduser().absolute()
     if reference == "last":
         return _newest(output_dir, extended)
-    run = locate_run(reference, output_dir, "resume")
-    obstacle = _obstacle(run, extended)
-    if obstacle is not None:
-        allowed, remedy = obstacle
-        raise InputError(Problem("resume", reference, allowed, remedy))
-    return run
+    return locate_run(reference, output_dir, "resume")
 
 
 def find_original(reference: str, output_dir: Path) -> Path:
@@ -79,8 +77,13 @@ def locate_run(reference: str, output_dir: Path, key: str) -> Path:
     return run
 
 
-def _obstacle(run: Path, extended: bool = False) -> tuple[str, str] | None:
-    """Return why `run` cannot be continued and what to type instead, or None if it can."""
+def obstacle(run: Path, extended: bool = False) -> tuple[str, str] | None:
+    """Return why a run cannot be continued and what to type instead, or None if it can.
+
+    Args:
+        run: Its directory.
+        extended: It gets more epochs than it has, so that it may be finished.
+    """
     status = read_status(run / "status.json")
     if status is None:
         return None  # the record was lost, the state may still be there
@@ -100,11 +103,16 @@ def _still_running(status: dict[str, Any]) -> tuple[str, str]:
 
 
 def _newest(output_dir: Path, extended: bool) -> Path:
-    fitting = [path for path in _runs_under(output_dir) if _obstacle(path, extended) is None]
+    runs = _runs_under(output_dir)
+    fitting = [path for path in runs if obstacle(path, extended) is None]
     if not fitting:
         raise InputError(
             Problem("resume", "last", f"no unfinished run: {_listing(output_dir)}", "start a new run, or resume=DIR")
         )
+    for run in runs[runs.index(fitting[-1]) + 1 :]:
+        status = read_status(run / "status.json")
+        if status is not None and is_alive(status):
+            log.warning("Left alone: %s, which is newer and still running as process %s", run, status.get("pid"))
     return fitting[-1]
 
 

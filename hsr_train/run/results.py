@@ -89,7 +89,8 @@ class ResultsTable:
             log.info("%s: removed %d row(s) after epoch %d, which run again", self.path.name, removed, epoch)
         missing = sorted(set(range(1, epoch + 1)) - {_epoch(line) for line in kept})
         if missing:
-            log.warning("%s has no row for epochs %s", self.path.name, ", ".join(map(str, missing)))
+            epochs = "epoch" if len(missing) == 1 else "epochs"
+            log.warning("%s has no row for %s %s", self.path.name, epochs, ", ".join(map(str, missing)))
         return removed
 
     def rows(self) -> list[dict[str, Cell]]:
@@ -135,6 +136,22 @@ class ResultsTable:
     def _damaged(self, what: str) -> InputError:
         remedy = "restore the file from a copy, or move it away (its rows are then missing)"
         return InputError(Problem(str(self.path), "", what, remedy))
+
+
+def last_epoch(path: Path) -> int | None:
+    """Return the epoch of the last whole row of a table; None if there is none.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+    whole = [line.partition(",")[0] for line in lines if line.endswith("\n")]
+    return int(whole[-1]) if whole and whole[-1].isdigit() else None
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -138,7 +138,9 @@ class ClassificationEngine:
             context.events.text(f"Classification_Report/{split}", f"```\n{found.report_text()}\n```")
             context.events.scalar(f"{split.capitalize()}/Accuracy", found.accuracy, 0)
             context.events.flush()
-        log.info("%s: accuracy %.4f, macro F1 %.4f (%d images)", split, found.accuracy, found.macro_f1, len(found.images))
+        log.info(
+            "%s: accuracy %.4f, macro F1 %.4f (%d images)", split, found.accuracy, found.macro_f1, len(found.images)
+        )
         return found
 
     def _try_export(

@@ -23,7 +23,7 @@ from hsr_train.engines.base import RunContext
 from hsr_train.engines.classification.checkpoint import write_weights
 from hsr_train.engines.classification.evaluate import Outcome, score
 from hsr_train.engines.classification.records import Figures, Records, Times
-from hsr_train.engines.classification.samples import mix, normalise
+from hsr_train.engines.classification.samples import normalise
 from hsr_train.engines.classification.schedule import rate_factor
 from hsr_train.engines.classification.training import Training
 from hsr_train.engines.memory import cause_of, persevere
@@ -99,15 +99,19 @@ class Loop:
                 pictures.to(training.device, non_blocking=True), training.inputs.mean, training.inputs.std
             )
             targets = targets.to(training.device, non_blocking=True)
-            batch, soft = self._mixed(batch, targets, epoch, images)
             with policy.autocast():
                 scores = model(batch)
                 losses = functional.cross_entropy(
-                    scores.float(), soft, self._class_weights(), reduction="none", label_smoothing=train.label_smoothing
+                    scores.float(),
+                    targets,
+                    self._class_weights(),
+                    reduction="none",
+                    label_smoothing=train.label_smoothing,
                 )
             policy.backward(losses.sum() / step_images)
             loss_sum += losses.detach().double().sum().cpu()
-            hits += int((scores.detach().argmax(1) == targets).sum())
+            wanted = targets if targets.ndim == 1 else targets.argmax(1)  # of blended images the larger share
+            hits += int((scores.detach().argmax(1) == wanted).sum())
             images += len(pictures)
             pending += len(pictures)
             if pending == step_images:
@@ -122,22 +126,6 @@ class Loop:
         loss = float(loss_sum) / images
         self._refuse_divergence(epoch, loss)
         return loss, hits / images
-
-    def _mixed(self, batch: Tensor, targets: Tensor, epoch: int, first: int) -> tuple[Tensor, Tensor]:
-        """Blend images where that is asked for; else the targets stay class numbers."""
-        augmentation = self.experiment.augmentation
-        if not (augmentation.mixup or augmentation.cutmix):
-            return batch, targets
-        return mix(
-            batch,
-            targets,
-            num_classes=len(self.training.inputs.classes),
-            mixup=augmentation.mixup,
-            cutmix=augmentation.cutmix,
-            seed=self.experiment.train.seed,
-            epoch=epoch,
-            step=first // self.training.batch,
-        )
 
     def _class_weights(self) -> Tensor | None:
         weights = self.training.class_weights

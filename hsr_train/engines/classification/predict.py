@@ -14,11 +14,10 @@ from hsr_train.data.images import IMAGE_SUFFIXES, examine_image, quiet_decoder
 from hsr_train.engines.classification.evaluate import score
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.pictures import prediction_sheet
-from hsr_train.engines.classification.reports import write_predictions
+from hsr_train.engines.classification.reports import write_picture, write_predictions
 from hsr_train.engines.classification.samples import make_loader
 from hsr_train.engines.classification.training import samples
 from hsr_train.errors import InputError, Problem
-from hsr_train.run.atomic import write_bytes
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ def predict(experiment: ClassifyExperiment, inputs: ClassifyInputs, model: objec
     finally:
         loader.close()
     write_predictions(run.path / "predictions.csv", images, found.probabilities, inputs.classes, experiment.predict.top)
-    write_bytes(run.path / "predictions.jpg", prediction_sheet(images, found.probabilities, inputs.classes))
+    write_picture(run.path / "predictions.jpg", prediction_sheet(images, found.probabilities, inputs.classes))
     counts = np.bincount(found.probabilities.argmax(1), minlength=len(inputs.classes))
     width = max(len(name) for name in inputs.classes)
     return [f"{name:{width}} {count:6,}" for name, count in zip(inputs.classes, counts, strict=True) if count]

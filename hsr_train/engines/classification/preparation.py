@@ -21,7 +21,7 @@ from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.models import check_imgsz, check_name, mismatch, preprocessing
 from hsr_train.engines.classification.policy import load_accelerate
 from hsr_train.engines.classification.predict import find_images
-from hsr_train.engines.classification.reports import load_scikit_learn
+from hsr_train.engines.classification.reports import load_metrics
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_workers, pin_cuda_order, resolve_device
@@ -52,7 +52,8 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     """
     experiment = deepcopy(experiment)
     pin_cuda_order()
-    load_accelerate(), load_scikit_learn()
+    load_accelerate()
+    load_metrics()
     cache_dir = cache_root(experiment.data)
     problems: list[Problem] = []
     device, dataset, start, sources = "cpu", None, None, None

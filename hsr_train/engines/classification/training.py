@@ -15,7 +15,7 @@ from hsr_train.data.class_set import ClassificationSet, ClassSplit
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.models import build, freeze
 from hsr_train.engines.classification.policy import Policy
-from hsr_train.engines.classification.samples import ImageSamples, make_loader
+from hsr_train.engines.classification.samples import EpochLoader, ImageSamples, Mixing, make_loader
 from hsr_train.engines.classification.weights import FORMAT, load_into
 from hsr_train.engines.states import STATE_VERSION, copied, random_state, restore_random_state
 from hsr_train.recovery import Recovery
@@ -75,7 +75,9 @@ class Training:
         """The network that is validated and kept: the average, where there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def loader(self, split: str, at_once: int | None, *, start_epoch: int = 0, augment: bool | None = None) -> Any:
+    def loader(
+        self, split: str, at_once: int | None, *, start_epoch: int = 0, augment: bool | None = None
+    ) -> EpochLoader:
         """Return the loader of a split; all but training read every image once, in order, at the initial size."""
         train = self.experiment.train
         trains = split == "train" if augment is None else augment
@@ -90,7 +92,14 @@ class Training:
             shuffle=trains,
             start_epoch=start_epoch,
             pin=self.device.type == "cuda",
+            mixing=self._mixing() if trains else None,
         )
+
+    def _mixing(self) -> Mixing | None:
+        augmentation = self.experiment.augmentation
+        if not (augmentation.mixup or augmentation.cutmix):
+            return None
+        return Mixing(len(self.inputs.classes), augmentation.mixup, augmentation.cutmix)
 
     def snapshot(self, *, epochs_done: int, stopped: bool, metrics: dict[str, float]) -> dict[str, Any]:
         """Copy the training state to main memory; keys as in `states`."""

@@ -16,6 +16,7 @@ from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.engines.states import Saver, newest_state, require_space
 from hsr_train.recovery import START
+from hsr_train.run.results import last_epoch
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,14 @@ class Attempts:
         """Train from the newest state to the end."""
         experiment, context, recovery = self.experiment, self.context, self.context.recovery
         recovery.stride = max(self.inputs.weights.stride, recovery.stride)
-        state = newest_state(context.run.state)
+        state = newest_state(context.run.state, last_epoch(context.run.results_csv))
         done = state["epochs_done"] if state else 0
         recovery.begin(done + 1)
         recovery.stop_if_due()
         if state:
             log.info("Going on after epoch %d of %d", done, experiment.train.epochs)
+        elif self._purge:
+            log.info("There is no state yet: training begins at epoch 1")
         with Saver() as saver:
             trainer = RunTrainer(experiment, self.inputs, context.run, recovery, state)
             try:

@@ -32,7 +32,7 @@ from hsr_train.engines.memory import cause_of, persevere
 from hsr_train.engines.states import Saver, write_state
 from hsr_train.errors import RunError
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
-from hsr_train.run.atomic import write_bytes
+from hsr_train.run.atomic import DISK_FULL, write_bytes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.log import success
 
@@ -116,9 +116,9 @@ class Loop:
                 if self._finish_epoch(epoch, losses, times, started):
                     return epoch + 1
             except OSError as error:
-                if cause_of(error) is not None:
+                if cause_of(error) is not None or error.errno in DISK_FULL:
                     raise
-                # What is written reports its own errors; a worker's error has its traceback as text.
+                # A worker's error has its traceback as text.
                 cause = str(error).strip().splitlines()[-1]
                 raise RunError(f"The data cannot be read any more in epoch {epoch + 1}: {cause}") from error
         return int(trainer.epochs)

@@ -149,8 +149,11 @@ def _load_data(experiment: DetectExperiment, cache_dir: Path, decisions: Decisio
         config.path = str(ensure_demo_set(cache_dir, seed=config.seed))
     need = {"validate": (config.split,), "export": (config.split,)}.get(experiment.mode, ("train", "val"))
     origin = experiment.origin
-    rehash = origin.resume_from is not None or origin.reproduce_from is not None
-    return load_detection_set(config, decisions, need=need, rehash=rehash)
+    recorded = origin.resume_from is not None or origin.reproduce_from is not None
+    if recorded and not Path(config.path).exists():
+        allowed = "the run's data lay there, and are not there now"
+        raise InputError(Problem("data.path", config.path, allowed, "if they have moved: data.path=NEW/data.yaml"))
+    return load_detection_set(config, decisions, need=need, rehash=recorded)
 
 
 def _take_image_size(experiment: DetectExperiment, start: weights.Weights, decisions: Decisions) -> None:
@@ -220,7 +223,7 @@ def _decide_loading(
         str(train.cache), ram_bytes=ram_bytes, disk_bytes=disk_bytes, machine=machine, cache_dir=cache_dir
     )
     _take(train, "cache", cache, decisions)
-    if "train" in dataset.splits:
+    if "train" in dataset.splits and experiment.origin.resume_from is None:  # a resumed run keeps its own
         images = len(dataset.splits["train"].images)
         step = effective_batch(number, train.nbs, images)
         if step != train.nbs:
