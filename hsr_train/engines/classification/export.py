@@ -39,7 +39,7 @@ def check_export(experiment: ClassifyExperiment) -> None:
     Raises:
         InputError: Packages are missing.
     """
-    needed = ["onnx", "onnxruntime", "onnxscript"] if "onnx" in experiment.export.formats else []
+    needed = ["onnx", "onnxruntime"] if "onnx" in experiment.export.formats else []
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         allowed = f"{', '.join(missing)} not installed"
@@ -121,14 +121,13 @@ def _to_onnx(experiment: ClassifyExperiment, network: nn.Module, batch: Tensor, 
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         torch.onnx.export(
             network,
-            (batch[:2] if dynamic else batch[:1],),
+            (batch[:1],),
             str(path),
             input_names=["images"],
             output_names=["scores"],
             opset_version=experiment.export.opset,
-            dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
-            external_data=False,
-            verbose=False,
+            dynamic_axes={"images": {0: "batch"}, "scores": {0: "batch"}} if dynamic else None,
+            dynamo=False,  # the newer exporter needs onnxscript, and gives the same graph for these networks
         )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
