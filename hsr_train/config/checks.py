@@ -61,6 +61,8 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
 def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
     """Refuse what has no effect, or what a private training cannot have."""
     problems = _verb(e)
+    if not e.data.path and e.data.raw is None:
+        problems.append(Problem("data.path", "", "has no value", "data.path=my/set, or data.raw=my/raw"))
     if architectures.split(e.model.name) is not None:
         allowed = "is a detector, and this is task=classify"
         problems.append(Problem("model.name", e.model.name, allowed, "model=resnet18, or task=detect"))
@@ -107,7 +109,8 @@ def _model(name: str) -> list[Problem]:
     meant = nearest(name.lower(), architectures.NAMES)
     if meant:
         return [Problem("model.name", name, "is no known detector", f"model.name={meant}")]
-    return [Problem("model.name", name, f"is no detector; there are {architectures.summary()}", "model=yolov8n")]
+    allowed = f"is no detector; there are {architectures.summary()}"
+    return [Problem("model.name", name, allowed, "model=yolov8n, or task=classify for an image classifier")]
 
 
 def _verb(e: AnyExperiment) -> list[Problem]:

@@ -98,7 +98,7 @@ def _from_groups(typed: Typed, config_name: str) -> AnyExperiment:
     try:
         return _once(typed, config_name)
     except refusals.REFUSED as error:
-        problems, accepted = refusals.explain(error, typed)
+        problems, accepted = refusals.explain(error, typed, config_name)
     # What is left may be wrong as well; all of it belongs into one message.
     if accepted.lines and len(accepted.lines) < len(typed.lines):
         try:
@@ -106,7 +106,7 @@ def _from_groups(typed: Typed, config_name: str) -> AnyExperiment:
         except InputError as more:
             problems += more.problems
         except refusals.REFUSED as more:
-            problems += refusals.explain(more, accepted)[0]
+            problems += refusals.explain(more, accepted, config_name)[0]
     raise InputError(problems)
 
 
@@ -178,7 +178,10 @@ def _resolve(typed: Typed, config_name: str, problems: list[Problem]) -> _Compos
         result = _compose(typed, config_name, tier)
     decisions = [tier] if automatic and tier is not None else []
     if result.plain["gpu_tier"] == "manual":
-        decisions.append(Decision("gpu_tier", "manual", f"no detection: {_values(_tier_file('manual'))}"))
+        values = _tier_file("manual")
+        if result.plain["task"] == "classify":  # conf/classify_sizes.yaml beats the rest.
+            values = {"workers": values["workers"]}
+        decisions.append(Decision("gpu_tier", "manual", f"no detection: {_values(values)}"))
     node, adjusted = relative.adjustment(result.plain, typed.keys, set(_loader().get_group_options("model")))
     if node:
         registration.set_adjustment(node)

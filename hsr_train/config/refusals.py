@@ -12,13 +12,16 @@ from typing import Any, cast
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import ConfigDefault, GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hsr_train.config.architectures import FAMILIES
+from hsr_train.config.architectures import split as detector
 from hsr_train.config.names import nearest, unknown_key
 from hsr_train.config.overrides import Typed
 from hsr_train.config.registration import SCHEMAS
@@ -32,15 +35,20 @@ REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecode
 _INTERNAL_GROUPS = {"schema", "generated", "hydra"}
 
 
-def explain(error: Exception, typed: Typed) -> tuple[list[Problem], Typed]:
+def explain(error: Exception, typed: Typed, config_name: str) -> tuple[list[Problem], Typed]:
     """Say what is wrong with a command that Hydra refused.
 
     Must be called while Hydra is still open on the configuration.
 
+    Args:
+        error: What Hydra raised.
+        typed: The overrides.
+        config_name: The primary configuration.
+
     Returns:
         The problems, at least one, and the overrides that are not to blame.
     """
-    schema = SCHEMAS.get(str(typed.value("task", "detect")), DetectExperiment)
+    schema = _schema(typed, config_name)
     problems, lines, parsed = [], [], []
     for line, override in zip(typed.lines, typed.parsed, strict=True):
         problem = _override(override, line, schema)
@@ -82,6 +90,25 @@ def describe_error(error: Exception, schema: type[Experiment] = DetectExperiment
     return Problem(where + cause.full_key, "", value)
 
 
+def _schema(typed: Typed, config_name: str) -> type[Experiment]:
+    """Return the schema of the task that was typed or probably meant, or else is the primary configuration's."""
+    task = str(typed.value("task") or _task_in(config_name, set()) or "detect")
+    return SCHEMAS[nearest(task, SCHEMAS) or "detect"]
+
+
+def _task_in(config_name: str, seen: set[str]) -> str | None:
+    """Return the task that a primary configuration chooses itself, or through one that it begins with."""
+    found = _loaded(config_name)
+    if found is None or config_name in seen:
+        return None
+    entries = found.defaults_list or []
+    for entry in entries:
+        if isinstance(entry, GroupDefault) and entry.group == "task":
+            return str(entry.value)
+    below = [e.path for e in entries if isinstance(e, ConfigDefault) and e.path and not e.is_self()]
+    return next((task for path in below if (task := _task_in(path, seen | {config_name}))), None)
+
+
 def _override(override: Override, line: str, schema: type[Experiment]) -> Problem | None:
     key = override.key_or_group
     if override.is_hydra_override() or override.package is not None:
@@ -95,10 +122,13 @@ def _override(override: Override, line: str, schema: type[Experiment]) -> Proble
     value = override.value()
     options = _options(key)
     if options:
+        if value in options:
+            choice = str(value)
+            others = [known for known in SCHEMAS.values() if _fits(key, choice, known)]
+            # What fits no task has a fault in its file, which is described as such.
+            return of_another_task(key, choice, schema) if others and schema not in others else None
         fitting = [option for option in options if _fits(key, option, schema)]
-        if value in options and value not in fitting:
-            return of_another_task(key, shown(value), schema)
-        return None if value in options else _unknown_choice(key, shown(value), fitting or options)
+        return _unknown_choice(key, shown(value), fitting or options, schema)
     types = {name: hint for name, hint, _ in leaves(schema)}
     if key not in types and not any(name.startswith(f"{key}.") for name in types):
         return unknown_key(key, schema, shown(value), _groups())
@@ -130,14 +160,24 @@ def _options(group: str) -> list[str]:
     return _loader().get_group_options(group)
 
 
+def _loaded(name: str) -> ConfigResult | None:
+    """Return a file of the configuration, or None where there is none that can be read."""
+    try:
+        return _loader().repository.load_config(name)
+    except REFUSED:  # Whoever chooses it is told why.
+        return None
+
+
 def _fits(group: str, option: str, schema: type[Experiment]) -> bool:
-    """Whether a task has every key that a choice sets."""
-    found = _loader().repository.load_config(f"{group}/{option}")
-    if found is None or not isinstance(found.config, DictConfig):
+    """Whether a choice is made for a task: the task has every key that it sets."""
+    found = _loaded(f"{group}/{option}")
+    if group == "task" or found is None or not isinstance(found.config, DictConfig):
         return True
+    values = cast(dict[str, Any], OmegaConf.to_container(found.config, resolve=False))
+    if group == "model" and "name" in values:
+        return (detector(str(values["name"])) is not None) == (schema is DetectExperiment)
     prefix = "" if found.header.get("package") == "_global_" else f"{group}."
     known = {key for key, _, _ in leaves(schema)}
-    values = cast(dict[str, Any], OmegaConf.to_container(found.config, resolve=False))
     if not prefix and SCHEMAS.get(str(values.get("task")), schema) is not schema:
         return False
     keys = _flat(values, prefix)
@@ -163,7 +203,9 @@ def of_another_task(group: str, value: str, schema: type[Experiment]) -> Problem
     )
     if not fitting:
         return Problem(group, value, whose, "leave it out")
-    return Problem(group, value, f"{whose}; there are {', '.join(sorted(fitting))}", f"{group}={sorted(fitting)[0]}")
+    alike = [option for option in sorted(fitting) if option.endswith(value) or value.endswith(option)]
+    meant = (alike or sorted(fitting))[0]
+    return Problem(group, value, f"{whose}; there are {', '.join(sorted(fitting))}", f"{group}={meant}")
 
 
 def _loader() -> ConfigLoaderImpl:
@@ -176,12 +218,16 @@ def _groups() -> list[str]:
     return [g for g in _loader().list_groups("") if g not in _INTERNAL_GROUPS]
 
 
-def _unknown_choice(group: str, value: str, options: list[str]) -> Problem:
+def _unknown_choice(group: str, value: str, options: list[str], schema: type[Experiment] = DetectExperiment) -> Problem:
     meant = nearest(value, options)
     if group == "model":
         stem, dot, ending = value.rpartition(".")
         if dot and ending in ("pt", "pth", "onnx", "yaml") and stem not in options:
             return Problem(group, value, "is a file, and not an architecture", f"model.weights={value}")
+        if schema is not DetectExperiment:  # Nearly every name of the libraries is like one that has a file.
+            allowed = f"has no file of its own; there are {', '.join(sorted(options))}"
+            other = f"model.name={value} if torchvision has it"
+            return Problem(group, value, allowed, f"model={meant}, or {other}" if meant else other)
         if meant is None:
             families = [f"{f}{{{','.join(s)}}}" for f, s in FAMILIES.items() if f"{f}{s[0]}" in options]
             allowed = f"is no detector of this program; there are {', '.join(families)}"
