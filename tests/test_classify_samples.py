@@ -67,7 +67,7 @@ def epochs(
     **more: Any,
 ) -> list[Batches]:
     """Return the parts of some epochs."""
-    options = {key: more.pop(key) for key in ("mixing", "drop_last", "shuffle") if key in more}
+    options = {key: more.pop(key) for key in ("mixing", "least", "shuffle") if key in more}
     loader = make_loader(
         samples(images, **more),
         batch_size=batch,
@@ -168,6 +168,8 @@ def test_parts_are_nearly_equal_and_no_larger_than_allowed() -> None:
     assert part_sizes(32, 31) == [16, 16]
     assert part_sizes(10, 4) == [4, 3, 3]
     assert part_sizes(3, 8) == [3]
+    assert part_sizes(7, 2, least=2) == [3, 2, 2]
+    assert part_sizes(8, 1, least=2) == [2, 2, 2, 2]
 
 
 def test_parts_do_not_cross_the_border_of_a_batch(images: list[Path]) -> None:
@@ -177,7 +179,7 @@ def test_parts_do_not_cross_the_border_of_a_batch(images: list[Path]) -> None:
 
 
 def test_last_smaller_batch_can_be_left_out(images: list[Path]) -> None:
-    assert [len(part[0]) for part in epochs(images, batch=4, drop_last=True)[1]] == [4, 4]
+    assert [len(part[0]) for part in epochs(images, batch=4, least=4)[1]] == [4, 4]
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])

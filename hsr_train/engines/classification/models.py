@@ -136,6 +136,19 @@ def check_imgsz(name: str, imgsz: int) -> Problem | None:
     return None
 
 
+def needs_two(name: str, imgsz: int) -> bool:
+    """Return whether a network cannot train on a single image: some batch norm would see one value per channel."""
+    network = outline(name, 2).train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            network(torch.empty(1, 3, imgsz, imgsz, device="meta"))
+    except ValueError as error:  # what `check_imgsz` has let pass fails for this reason alone
+        return "more than 1 value per channel" in str(error)
+    except (NotImplementedError, RuntimeError):  # an operation that cannot say its shape without computing
+        return False
+    return False
+
+
 def _native_size(name: str) -> int:
     """Return the side that a network was designed for, in pixels."""
     if name.startswith(TIMM):

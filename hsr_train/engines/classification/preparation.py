@@ -18,7 +18,7 @@ from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
 from hsr_train.engines.classification import weights
 from hsr_train.engines.classification.inputs import ClassifyInputs
-from hsr_train.engines.classification.models import check_imgsz, check_name, mismatch, preprocessing
+from hsr_train.engines.classification.models import check_imgsz, check_name, mismatch, needs_two, preprocessing
 from hsr_train.engines.classification.policy import load_accelerate
 from hsr_train.engines.classification.predict import find_images
 from hsr_train.engines.classification.reports import load_metrics
@@ -75,7 +75,7 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     except InputError as error:
         problems += error.problems
     if not problems or check_name(experiment.model.name) is None:
-        found = check_imgsz(experiment.model.name, experiment.train.imgsz)
+        found = check_imgsz(experiment.model.name, experiment.train.imgsz) or _check_batch(experiment)
         problems += [found] if found else []
     if problems or start is None:
         raise InputError(problems)
@@ -108,6 +108,14 @@ def _decide_device(experiment: ClassifyExperiment, machine: Machine, decisions: 
         trainer.amp_dtype = "bfloat16"
         decisions.record("trainer.amp_dtype", "bfloat16", "float16 is not for training on a CPU")
     return device
+
+
+def _check_batch(experiment: ClassifyExperiment) -> Problem | None:
+    name, train = experiment.model.name, experiment.train
+    if experiment.mode in VERBS_WITH_WEIGHTS or train.batch > 1 or not needs_two(name, train.imgsz):
+        return None
+    allowed = f"{name} at {train.imgsz} px normalises over a batch, which takes two images at least"
+    return Problem("train.batch", str(train.batch), allowed, "type train.batch=2")
 
 
 def _classifier(experiment: ClassifyExperiment, decisions: Decisions) -> weights.Checkpoint:

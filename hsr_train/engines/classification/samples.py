@@ -205,9 +205,12 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
-def part_sizes(size: int, most: int) -> list[int]:
-    """Return the sizes of the fewest parts of at most `most` that a batch comes in, as equal as can be."""
-    count = -(-size // most)
+def part_sizes(size: int, most: int, least: int = 1) -> list[int]:
+    """Return the sizes of the fewest parts of at most `most` that a batch comes in, as equal as can be.
+
+    None is smaller than `least`, even if some are larger than `most` then.
+    """
+    count = max(1, min(-(-size // most), size // least))
     return [size // count + (i < size % count) for i in range(count)]
 
 
@@ -215,11 +218,11 @@ class _EndlessBatches(Sampler[list[SampleKey]]):
     """Batches of epoch after epoch; the order depends on the seed and the epoch alone."""
 
     def __init__(
-        self, num_samples: int, batch_size: int, seed: int, start_epoch: int, shuffle: bool, drop_last: bool
+        self, num_samples: int, batch_size: int, seed: int, start_epoch: int, shuffle: bool, least: int
     ) -> None:
         self.num_samples, self.seed, self.next_epoch, self.shuffle = num_samples, seed, start_epoch, shuffle
         whole, rest = divmod(num_samples, batch_size)
-        self.sizes = [batch_size] * whole + ([rest] if rest and not drop_last else [])
+        self.sizes = [batch_size] * whole + ([rest] if rest >= least else [])
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         while True:
@@ -276,19 +279,24 @@ class EpochLoader:
     are mixed) and indices (n,). See `make_loader`.
     """
 
-    def __init__(self, loader: Any, sizes: list[int], at_once: int) -> None:
-        self._loader, self._sizes, self._at_once = loader, sizes, at_once
+    def __init__(self, loader: Any, sizes: list[int], at_once: int, least: int) -> None:
+        self._loader, self._sizes = loader, sizes
+        self._parts = [part_sizes(size, at_once, least) for size in sizes]
         self._iterator: Any = None
 
     def __len__(self) -> int:
         """Return the number of parts in an epoch."""
-        return sum(len(part_sizes(size, self._at_once)) for size in self._sizes)
+        return sum(map(len, self._parts))
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Number of images in an epoch."""
+        return sum(self._sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         if self._iterator is None:
             self._iterator = iter(self._loader)
-        for size in self._sizes:
-            parts = part_sizes(size, self._at_once)
+        for parts in self._parts:
             yield from zip(*(tensor.split(parts) for tensor in self._next()), strict=True)
 
     def _next(self) -> Any:
@@ -314,7 +322,7 @@ def make_loader(
     seed: int,
     shuffle: bool,
     start_epoch: int = 0,
-    drop_last: bool = False,
+    least: int = 1,
     pin: bool = False,
     mixing: Mixing | None = None,
 ) -> EpochLoader:
@@ -329,11 +337,11 @@ def make_loader(
         seed: Of the order.
         shuffle: Whether the order is drawn anew for each epoch.
         start_epoch: The first epoch, counted from 0.
-        drop_last: Leave out a last batch that is smaller.
+        least: A last batch of fewer images is left out (others, after the next shuffling), and no part is smaller.
         pin: Whether batches are put where a GPU copies from fastest.
         mixing: How the images of a batch are blended; applied to whole batches.
     """
-    batches = _EndlessBatches(len(samples), batch_size, seed, start_epoch, shuffle, drop_last)
+    batches = _EndlessBatches(len(samples), batch_size, seed, start_epoch, shuffle, max(least, 1))
     loader = DataLoader(
         _Batches(samples, mixing),
         batch_size=None,  # an item is a batch
@@ -344,4 +352,4 @@ def make_loader(
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
     )
-    return EpochLoader(loader, batches.sizes, at_once)
+    return EpochLoader(loader, batches.sizes, at_once, least)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hsr_train.config.schema import ClassifyExperiment, ClassifyOptimizerConfig
 from hsr_train.data.class_set import ClassificationSet, ClassSplit
 from hsr_train.engines.classification.inputs import ClassifyInputs
-from hsr_train.engines.classification.models import build, freeze
+from hsr_train.engines.classification.models import build, freeze, needs_two
 from hsr_train.engines.classification.policy import Policy
 from hsr_train.engines.classification.samples import EpochLoader, ImageSamples, Mixing, make_loader
 from hsr_train.engines.classification.weights import FORMAT, load_into
@@ -62,13 +62,15 @@ class Training:
         self.class_weights = class_weights(self.dataset) if train.class_weights == "balanced" else None
         if state:
             self._restore(state)
+        # A batch or a part of one image would end the training of such a network.
+        self.least = 2 if needs_two(experiment.model.name, train.imgsz) else 1
         self.forward: Any = torch.compile(self.model) if train.compile else self.model
         self.train_loader = self.loader("train", train.batch, start_epoch=self.start_epoch)
 
     @property
     def images_per_epoch(self) -> int:
-        """Number of training images."""
-        return len(self.dataset.splits["train"].images)
+        """Number of images that an epoch trains on."""
+        return self.train_loader.images_per_epoch
 
     @property
     def evaluated(self) -> nn.Module:
@@ -91,6 +93,7 @@ class Training:
             seed=train.seed,
             shuffle=trains,
             start_epoch=start_epoch,
+            least=self.least if trains else 1,
             pin=self.device.type == "cuda",
             mixing=self._mixing() if trains else None,
         )
