@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -184,17 +184,28 @@ class _Job:
             experiment = self.checked.get(tuple(overrides)) or self.compose(overrides)
             _log_decisions(experiment)
             experiment = self._adapted(experiment)
-            if not self.supervise:
-                return _execute(experiment)
-            from hsr_train.supervisor import supervised
-
-            result: Result = supervised(_execute, experiment, self._again)
+            result: Result = self._run(experiment)
             return result
         except HsrTrainError as error:
             if self.multirun:  # The next job starts; the grid ends with a summary.
                 log.error("The job with %s failed: %s", " ".join(overrides), error)
             self.failures.append(error)
             return error
+
+    def _run(self, experiment: Experiment) -> Any:
+        from hsr_train.cross_validation import cross_validate, is_cross_validation
+
+        if is_cross_validation(experiment):
+            return cross_validate(experiment, self._perform, self._again)
+        return self._perform(_execute, experiment)
+
+    def _perform(self, function: Callable[[Any], Any], experiment: Experiment) -> Any:
+        """Call a function, where it can be had in a process that may be killed for memory and go on."""
+        if not self.supervise:
+            return function(experiment)
+        from hsr_train.supervisor import supervised
+
+        return supervised(function, experiment, self._again)
 
     def _again(self, overrides: list[str]) -> Experiment:
         """Return the experiment that goes on with a job's run."""

@@ -94,7 +94,9 @@ def execute(experiment: Experiment) -> Result:
         else:
             label = experiment.preset if experiment.mode == "train" else experiment.mode
             _require_space(output_dir)
-            run = RunDirectory.create(output_dir, experiment.task, plan.run_name or RunDirectory.dated(label))
+            place = experiment.origin.run_dir
+            name = plan.run_name or RunDirectory.dated(label)
+            run = RunDirectory.make(Path(place)) if place else RunDirectory.create(output_dir, experiment.task, name)
         with run.lock(), ExitStack() as stack:
             handler = attach_file(run.train_log)
             stack.callback(detach_file, handler)

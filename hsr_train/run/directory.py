@@ -127,6 +127,23 @@ class RunDirectory:
         """Held by the writer; its presence alone means nothing."""
         return self.path / ".lock"
 
+    @classmethod
+    def make(cls, path: Path) -> RunDirectory:
+        """Make a run's directory at a place that nobody has taken.
+
+        Raises:
+            InputError: It exists, or cannot be made.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except OSError as error:
+            reason = f"cannot create {path}: {error.strerror or error} ({free_space(path.parent)})"
+            raise InputError(
+                Problem("output_dir", str(path.parent), reason, "output_dir=FOLDER that can be written")
+            ) from error
+        return cls(path)
+
     @staticmethod
     def dated(label: str, now: datetime | None = None) -> str:
         """Return the usual name of a run: a label, such as its preset, and the local time of its start."""

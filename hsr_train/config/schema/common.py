@@ -82,6 +82,7 @@ class Origin:
         hydra_yaml: Hydra's own section (choices of every group, sources).
         decisions: Choices made before or during composition (tier, model, bounds).
         tier_batch: Images per batch of the GPU tier, for train.batch=auto where its table does not apply.
+        run_dir: Where the run's directory is to be made; None: under a new name.
         resume_from: The run directory that is continued, or None.
         changes: Of a continued run: what was changed in it so far, what is typed now included.
         killed: The kernel killed the process that ran this before, for memory.
@@ -96,6 +97,7 @@ class Origin:
     hydra_yaml: str = ""
     decisions: list[Decision] = field(default_factory=list)
     tier_batch: int = 4
+    run_dir: str | None = None
     resume_from: str | None = None
     changes: list[Any] = field(default_factory=list)
     killed: bool = False

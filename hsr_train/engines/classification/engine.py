@@ -6,17 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from hsr_train.config.schema import ClassifyExperiment
+from hsr_train.data.class_splits import list_folds
 from hsr_train.data.folds import write_splits
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
-from hsr_train.engines.classification import weights
 from hsr_train.engines.classification.attempts import Attempts
+from hsr_train.engines.classification.ensemble import evaluate_together
 from hsr_train.engines.classification.evaluate import score
 from hsr_train.engines.classification.export import export_classifier
-from hsr_train.engines.classification.models import build
+from hsr_train.engines.classification.network import load_network
 from hsr_train.engines.classification.predict import predict
 from hsr_train.engines.classification.preparation import prepare
 from hsr_train.engines.classification.reports import Evaluation, confusion_picture, write_reports
@@ -42,6 +41,19 @@ class ClassificationEngine:
     def split(self, experiment: ClassifyExperiment, decisions: Decisions) -> list[str]:
         """See `data.folds.write_splits`."""
         return write_splits(experiment.data, decisions)
+
+    def folds(self, experiment: ClassifyExperiment) -> list[int]:
+        """Return the folds of the data, as `mode=split` made them."""
+        return list_folds(experiment.data)
+
+    def ensemble(self, plan: Plan, runs: list[RunDirectory], folder: Path) -> dict[str, float]:
+        """Average the probabilities of all folds' best networks on the test set, and report on it."""
+        assert isinstance(plan.experiment, ClassifyExperiment)
+        found = evaluate_together(plan.experiment, plan.inputs, runs)
+        if found is None:
+            return {}
+        write_reports(found, folder / "logs", folder / "plots")
+        return _metrics(found)
 
     def train(self, plan: Plan, context: RunContext) -> Result:
         """Train from the start or from the newest state, then report on best.pt for every split, and export it."""
@@ -90,7 +102,8 @@ class ClassificationEngine:
         context.recovery.at(FINAL_EVALUATION)
         file = Path(experiment.model.weights)
         for line in persevere(
-            lambda: predict(experiment, plan.inputs, _network(plan, file), context.run), context.recovery
+            lambda: predict(experiment, plan.inputs, load_network(file, plan.inputs.device), context.run),
+            context.recovery,
         ):
             log.info("%s", line)
         return Result(run_dir=context.run.path, extra={"images": len(plan.inputs.sources or [])})
@@ -126,7 +139,7 @@ class ClassificationEngine:
                 pin=inputs.device != "cpu",
             )
             try:
-                outcome = score(_network(plan, file), loader, inputs)
+                outcome = score(load_network(file, plan.inputs.device), loader, inputs)
             finally:
                 loader.close()
             return Evaluation(split, inputs.classes, outcome.targets, outcome.probabilities, part.images, outcome.loss)
@@ -153,19 +166,14 @@ class ClassificationEngine:
         context.recovery.at(EXPORT)
         try:
             return persevere(
-                lambda: export_classifier(experiment, plan.inputs, _network(plan, file), file, folder), context.recovery
+                lambda: export_classifier(
+                    experiment, plan.inputs, load_network(file, plan.inputs.device), file, folder
+                ),
+                context.recovery,
             ), None
         except HsrTrainError as error:
             log.warning("%s", error)
             return [], error
-
-
-def _network(plan: Plan, file: Path) -> nn.Module:
-    """Return the network of a weights file on the run's device, in evaluation mode."""
-    checkpoint = weights.read(file)
-    model = build(plan.experiment.model.name, len(plan.inputs.classes))
-    model.load_state_dict(checkpoint.state)
-    return model.to(plan.inputs.device).eval()
 
 
 def _metrics(found: Evaluation) -> dict[str, float]:
