@@ -31,20 +31,18 @@ def folds_chart(
     canvas, axes = FigureCanvasAgg(figure), figure.subplots()
     for place, (split, name) in enumerate(columns):
         values = [splits[split][name] for splits in results.values()]
-        axes.plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="fold" if not place else None)
+        axes.plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6, label="" if place else "fold")
         mean = fmean(values)
-        axes.hlines(mean, place - 0.25, place + 0.25, color="black", label="mean" if not place else None)
+        axes.hlines(mean, place - 0.25, place + 0.25, color="black", label="" if place else "mean")
         axes.annotate(f"{mean:.3f}", (place + 0.28, mean), va="center", fontsize=8)
         if split == "test" and name in together:
             first = not any(s == "test" for s, _ in columns[:place])
-            axes.plot(
-                place, together[name], "*", color="tab:orange", markersize=12, label="ensemble" if first else None
-            )
+            axes.plot(place, together[name], "*", color="tab:orange", markersize=12, label="ensemble" if first else "")
     axes.set_xticks(range(len(columns)), [f"{split}\n{name}" for split, name in columns])
     axes.set_xlim(-0.6, len(columns) - 0.3)
     axes.set_title(f"{len(results)} folds")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)
     buffer = io.BytesIO()
-    canvas.print_png(buffer)
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     write_bytes(path, buffer.getvalue())
