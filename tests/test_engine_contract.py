@@ -160,7 +160,7 @@ def test_every_engine_has_a_case_and_a_schema() -> None:
 
 
 def test_engine_has_every_verb(engine: Engine) -> None:
-    for verb in ("prepare", "train", "validate", "predict", "export"):
+    for verb in ("prepare", "split", "train", "validate", "predict", "export", "weights_digest"):
         assert callable(getattr(engine, verb))
         assert getattr(engine, verb).__doc__
 
