@@ -27,9 +27,10 @@ MOST_LINES = 400
 COMMON = {"errors", "decisions"}
 # Each room and what it may import of the package besides itself; an engine is a room of its own.
 MAY_IMPORT = {
-    "": {"config", "execution"},
+    "": {"config", "cross_validation"},
     "__main__": {"cli"},
-    "cli": {"", "config", "run", "engines.base", "supervisor", *COMMON},
+    "cli": {"", "config", "cross_validation", "run", "engines.base", "supervisor", *COMMON},
+    "cross_validation": {"config", "execution", "engines.base", "engines.registry", "hardware", "run", *COMMON},
     "supervisor": {"supervised_child", "config.schema", "hardware", "recovery", "run", *COMMON},
     "supervised_child": COMMON,
     "execution": {

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,7 @@ def execute_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
                 raise error
             return "result"
 
-        module = types.ModuleType("hsr_train.execution")
-        module.execute = execute  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "hsr_train.execution", module)
+        monkeypatch.setattr("hsr_train.cross_validation.execute", execute)
         return ran
 
     return install

@@ -99,8 +99,9 @@ def _from_groups(typed: Typed, config_name: str) -> AnyExperiment:
         return _once(typed, config_name)
     except refusals.REFUSED as error:
         problems, accepted = refusals.explain(error, typed, config_name)
-    # What is left may be wrong as well; all of it belongs into one message.
-    if accepted.lines and len(accepted.lines) < len(typed.lines):
+    # What is left may be wrong as well; all of it belongs into one message. It says nothing without its task.
+    known = all(problem.key != "task" for problem in problems)
+    if known and accepted.lines and len(accepted.lines) < len(typed.lines):
         try:
             _once(accepted, config_name)
         except InputError as more:

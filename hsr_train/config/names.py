@@ -85,7 +85,7 @@ def unknown_key(
         groups: Groups that may have been meant instead.
         where: The file in which it stands, with a colon and a space.
     """
-    group = nearest(key, groups) if "." not in key else None
+    group = nearest(key, groups) if "." not in key and key not in OTHER_NAMES else None
     meant = group or nearest_key(key, schema)
     if key.startswith("hydra."):
         remedy = "python -m hsr_train --cfg hydra prints Hydra's own keys"

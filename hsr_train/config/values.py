@@ -126,7 +126,7 @@ def _classify(e: ClassifyExperiment) -> list[Problem]:
         d.fold = int(d.fold)
     if d.fold != "all" and (isinstance(d.fold, str) or d.fold < 0):
         problems.append(Problem("data.fold", shown(d.fold), "must be a fold from 0, or all", "data.fold=0"))
-    if len(d.ratio) != 3 or min(d.ratio) < 0 or abs(sum(d.ratio) - 1) > RATIO_TOLERANCE:
+    if len(d.ratio) != 3 or min(d.ratio) < 0 or not abs(sum(d.ratio) - 1) <= RATIO_TOLERANCE:
         allowed = "must be three shares, train, val and test, that add up to 1"
         problems.append(Problem("data.ratio", shown(d.ratio), allowed, "data.ratio=[0.7,0.15,0.15]"))
     return problems
