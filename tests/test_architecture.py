@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "cross_validation": {"config", "execution", "engines.base", "engines.registry", "hardware", "run", *COMMON},
     "supervisor": {"supervised_child", "config.schema", "hardware", "recovery", "run", *COMMON},
     "supervised_child": COMMON,
+    "bookkeeping": {"config", "run", "engines.base", *COMMON},
     "execution": {
+        "bookkeeping",
         "config",
         "supervised_child",
         "hardware",
