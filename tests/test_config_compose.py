@@ -9,7 +9,7 @@ from fake_machines import gpu, machine
 
 import hsr_train
 from hsr_train import hardware
-from hsr_train.config.architectures import NAMES, step
+from hsr_train.config.architectures import NAMES, split, step
 from hsr_train.config.compose import compose
 from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.registration import SCHEMAS
@@ -52,29 +52,23 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
-# Groups whose choices are made for one task each; those of the other groups go with every task.
-OF_CLASSIFY = {
-    "model": ("efficientnet", "mobilenet", "resnet"),
-    "optimizer": ("classify_",),
-    "augmentation": ("classify_",),
-    "preset": ("classify_",),
-    "trainer": ("",),
-}
+def tasks_of(group: str, name: str) -> list[str]:
+    """The tasks that a choice is made for."""
+    if group == "model":
+        return ["detect" if split(name) is not None else "classify"]
+    if group in ("optimizer", "augmentation", "preset"):
+        return ["classify" if name.startswith("classify_") else "detect"]
+    if group == "task":
+        return [name]
+    return ["classify"] if group == "trainer" else list(SCHEMAS)
 
 
 def rows(task: str) -> list[list[str]]:
     """Every choice of every group that fits a task, one of each group at a time."""
-    table = {
-        group: [
-            n for n in names if group not in OF_CLASSIFY or n.startswith(OF_CLASSIFY[group]) == (task == "classify")
-        ]
-        for group, names in groups().items()
-        if group != "task"
-    }
+    table = {group: [n for n in names if task in tasks_of(group, n)] for group, names in groups().items()}
     table = {group: names for group, names in table.items() if names}
     longest = max(map(len, table.values()))
-    return [[f"task={task}", *(f"{group}={names[i % len(names)]}" for group, names in table.items())]
-            for i in range(longest)]  # fmt: skip
+    return [[f"{group}={names[i % len(names)]}" for group, names in table.items()] for i in range(longest)]
 
 
 def test_choices_are_as_many_as_the_interface_promises() -> None:

@@ -48,7 +48,11 @@ def explain(error: Exception, typed: Typed, config_name: str) -> tuple[list[Prob
     Returns:
         The problems, at least one, and the overrides that are not to blame.
     """
-    schema = _schema(typed, config_name)
+    own, asked = _task_in(config_name, set()), typed.value("task")
+    if own is not None and asked in SCHEMAS and asked != own:
+        allowed = f"--config-name {config_name} is of task={own}"
+        return [Problem("task", asked, allowed, "leave task= out, or --config-name")], Typed([], [])
+    schema = SCHEMAS[nearest(str(asked or own), SCHEMAS) or "detect"]
     problems, lines, parsed = [], [], []
     for line, override in zip(typed.lines, typed.parsed, strict=True):
         problem = _override(override, line, schema)
@@ -88,12 +92,6 @@ def describe_error(error: Exception, schema: type[Experiment] = DetectExperiment
     if value.startswith("Value '") and cause.full_key in types:
         return Problem(where + cause.full_key, value.split("'")[1], f"must be {describe(types[cause.full_key])}")
     return Problem(where + cause.full_key, "", value)
-
-
-def _schema(typed: Typed, config_name: str) -> type[Experiment]:
-    """Return the schema of the task that was typed or probably meant, or else is the primary configuration's."""
-    task = str(typed.value("task") or _task_in(config_name, set()) or "detect")
-    return SCHEMAS[nearest(task, SCHEMAS) or "detect"]
 
 
 def _task_in(config_name: str, seen: set[str]) -> str | None:
