@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -199,6 +200,21 @@ def test_finished_run_is_extended(whole: Path, tmp_path: Path, caplog: pytest.Lo
     assert [float(row["lr"]) for row in rows(run)[3:]] == pytest.approx(expected)
     assert "Extended from 3 to 5 epochs" in caplog.text
     assert read_json(run / "training_result.json")["config"]["train"]["epochs"] == 5
+
+
+def test_extended_run_that_had_stopped_early_has_its_patience_anew(
+    quick: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the extension is stopped and goes on: from epoch 3 on, two epochs without a better one."""
+    found = SimpleNamespace(loss=1.0, accuracy=0.5, macro_f1=0.5, metrics=lambda: {})
+    monkeypatch.setattr(Loop, "_validate", lambda self: found)
+    run = quick(train__epochs=5, train__patience=2)
+    assert len(rows(run)) == 3
+    with failing(torch.Tensor, "backward", 4, error=STOPPED), pytest.raises(KeyboardInterrupt):
+        resume(run, "train.epochs=9")
+    assert len(rows(run)) == 4
+    resume(run)
+    assert len(rows(run)) == 5 and state_of(run)["stopped"]
 
 
 def test_what_would_change_the_run_is_refused(whole: Path, tmp_path: Path) -> None:

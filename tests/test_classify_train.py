@@ -37,6 +37,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import hsr_train
 from hsr_train.config.schema.classify import CLASSIFY_OPTIMIZERS
+from hsr_train.engines.classification import samples
 from hsr_train.engines.classification.loop import Loop
 from hsr_train.errors import InputError
 
@@ -243,6 +244,14 @@ def test_batch_of_one_image_is_refused_where_batch_normalisation_cannot_use_it(
         train(data, tmp_path, shared_cache, model__name="mobilenet_v3_small", train__batch=1)
 
 
+def test_freezing_more_than_there_is_is_refused_before_a_directory_is_made(
+    data: Path, tmp_path: Path, shared_cache: Path
+) -> None:
+    with pytest.raises(InputError, match=r"train.freeze: 99: a number from 0 to 13"):
+        train(data, tmp_path / "out", shared_cache, train__freeze=99)
+    assert not (tmp_path / "out").exists()
+
+
 # ---- the same again
 
 
@@ -251,6 +260,14 @@ def test_another_way_to_load_gives_the_same_numbers(whole: Path, quick: Train) -
     assert (again / "results.csv").read_text() == (whole / "results.csv").read_text()
     one, other = ({k: v for k, v in state_of(run).items() if k != "random"} for run in (again, whole))
     assert differences(one, other) == []
+
+
+def test_cached_images_are_decoded_once(quick: Train) -> None:
+    """18 and 12 for training and validation, however many epochs; the final evaluation reads every image again."""
+    read: list[Path] = []
+    with watching(samples, "read_picture", lambda path, *args: read.append(path)):
+        quick(train__epochs=3, train__cache="ram")
+    assert len(read) == 18 + 12 + (18 + 12 + 6)
 
 
 def test_same_command_gives_the_same_state(whole: Path, quick: Train) -> None:

@@ -73,8 +73,10 @@ def _extend(training: Training, state: dict[str, Any]) -> bool:
     before, now, done = state["epochs"], training.experiment.train.epochs, state["epochs_done"]
     if now <= before:
         return False
+    training.patient_since = done
     log.info(
-        "Extended from %d to %d epochs: from epoch %d on the learning rate is what a run of %d epochs has there",
+        "Extended from %d to %d epochs: from epoch %d on the learning rate is what a run of %d epochs has there, and "
+        "patience counts anew",
         before, now, done + 1, now,
     )  # fmt: skip
     return True

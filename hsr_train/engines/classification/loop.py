@@ -154,8 +154,8 @@ class Loop:
         now = found.accuracy if train.best == "accuracy" else found.macro_f1
         improved = training.best_score is None or now > training.best_score
         if improved:
-            training.best_score, training.best_epoch = now, epoch + 1
-        stop = bool(train.patience) and epoch + 1 - training.best_epoch >= train.patience
+            training.best_score, training.best_epoch, training.patient_since = now, epoch + 1, epoch + 1
+        stop = bool(train.patience) and epoch + 1 - training.patient_since >= train.patience
 
         saving = time.perf_counter()
         self.saver.flush()

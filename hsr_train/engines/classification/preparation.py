@@ -18,7 +18,15 @@ from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
 from hsr_train.engines.classification import weights
 from hsr_train.engines.classification.inputs import ClassifyInputs
-from hsr_train.engines.classification.models import check_imgsz, check_name, mismatch, needs_two, preprocessing
+from hsr_train.engines.classification.models import (
+    check_imgsz,
+    check_name,
+    freeze,
+    mismatch,
+    needs_two,
+    outline,
+    preprocessing,
+)
 from hsr_train.engines.classification.policy import load_accelerate
 from hsr_train.engines.classification.predict import find_images
 from hsr_train.engines.classification.reports import load_metrics
@@ -77,6 +85,7 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     if not problems or check_name(experiment.model.name) is None:
         found = check_imgsz(experiment.model.name, experiment.train.imgsz) or _check_batch(experiment)
         problems += [found] if found else []
+        problems += _check_freeze(experiment)
     if problems or start is None:
         raise InputError(problems)
     classes = _classes(experiment, dataset, checkpoint)
@@ -108,6 +117,15 @@ def _decide_device(experiment: ClassifyExperiment, machine: Machine, decisions: 
         trainer.amp_dtype = "bfloat16"
         decisions.record("trainer.amp_dtype", "bfloat16", "float16 is not for training on a CPU")
     return device
+
+
+def _check_freeze(experiment: ClassifyExperiment) -> list[Problem]:
+    try:
+        if experiment.train.freeze and experiment.mode not in VERBS_WITH_WEIGHTS:
+            freeze(outline(experiment.model.name, 2), experiment.train.freeze)
+    except InputError as error:
+        return error.problems
+    return []
 
 
 def _check_batch(experiment: ClassifyExperiment) -> Problem | None:

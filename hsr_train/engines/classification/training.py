@@ -47,6 +47,8 @@ class Training:
         self.start_epoch = state["epochs_done"] if state else 0
         self.best_score: float | None = None
         self.best_epoch = 0
+        self.patient_since = 0  # the last epoch that does not count against `train.patience`
+        self._samples: dict[tuple[str, int, bool], ImageSamples] = {}
         seed_everything(train.seed, deterministic=train.deterministic)
         self.model = build(experiment.model.name, len(inputs.classes))
         self.notes = [] if state else load_into(self.model, inputs.start, experiment.model.name)
@@ -85,8 +87,11 @@ class Training:
         trains = split == "train" if augment is None else augment
         size = train.imgsz if trains else self.measured_imgsz
         batch = self.batch if trains else int(at_once or self.batch)
+        key = (split, size, trains)
+        if key not in self._samples:  # what is cached in memory lives as long as the attempt
+            self._samples[key] = samples(self.experiment, self.dataset.splits[split], size, augment=trains)
         return make_loader(
-            samples(self.experiment, self.dataset.splits[split], size, augment=trains),
+            self._samples[key],
             batch_size=batch,
             at_once=int(at_once or batch),
             workers=train.workers,
@@ -112,6 +117,7 @@ class Training:
             "epochs": self.experiment.train.epochs,
             "best_epoch": self.best_epoch,
             "best_score": self.best_score,
+            "patient_since": self.patient_since,
             "stopped": stopped,
             "metrics": dict(metrics),
             "model": self.model.state_dict(),
@@ -132,6 +138,7 @@ class Training:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+        self.patient_since = state["patient_since"]
         restore_random_state(state["random"])
 
     def seed_step(self, epoch: int, first_image: int) -> None:
