@@ -193,9 +193,9 @@ class _Job:
             return error
 
     def _run(self, experiment: Experiment) -> Any:
-        from hsr_train.cross_validation import cross_validate, is_cross_validation
+        if experiment.is_cross_validation:
+            from hsr_train.cross_validation import cross_validate
 
-        if is_cross_validation(experiment):
             return cross_validate(experiment, self._perform, self._again)
         return self._perform(_execute, experiment)
 

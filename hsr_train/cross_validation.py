@@ -60,14 +60,9 @@ class FoldEngine(Engine, Protocol):
         ...
 
 
-def is_cross_validation(experiment: Any) -> bool:
-    """Whether an experiment stands for one run per fold."""
-    return experiment.mode == "train" and getattr(experiment.data, "fold", None) == "all"
-
-
 def execute_any(experiment: Any) -> Result:
     """Do what an experiment asks in this process: `hsr_train.execute`."""
-    if not is_cross_validation(experiment):
+    if not experiment.is_cross_validation:
         return execute(experiment)
     from hsr_train.config.compose import compose
 

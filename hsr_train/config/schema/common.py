@@ -134,3 +134,8 @@ class Experiment:
     export: ExportConfig = field(default_factory=ExportConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     origin: Origin = field(default_factory=Origin, metadata={"omegaconf_ignore": True})
+
+    @property
+    def is_cross_validation(self) -> bool:
+        """Whether it stands for one run per fold (`data.fold=all`)."""
+        return self.mode == "train" and getattr(getattr(self, "data", None), "fold", None) == "all"
