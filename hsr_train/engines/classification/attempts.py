@@ -21,10 +21,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Trained:
-    """What training came to: epochs completed in all, and the epoch (from 1) whose weights are in best.pt."""
+    """What training came to.
+
+    Attributes:
+        epochs: Completed in all.
+        best_epoch: The one (from 1) whose weights are in best.pt.
+        privacy: How private all weights together are, where trainer=dp made them.
+    """
 
     epochs: int
     best_epoch: int
+    privacy: dict[str, Any] | None = None
 
 
 class Attempts:
@@ -55,17 +62,27 @@ class Attempts:
                 extended = _extend(training, state) if state else False
                 if state:
                     write_weights(experiment, self.inputs, context.run, state, training.measured_imgsz)
-                records = Records(context, epochs=experiment.train.epochs, epochs_done=done, purge=self._purge)
+                trainer = experiment.trainer
+                records = Records(
+                    context,
+                    epochs=experiment.train.epochs,
+                    epochs_done=done,
+                    purge=self._purge,
+                    delta=trainer.target_delta if trainer.name == "dp" else None,
+                )
                 if self._purge:
                     recovery.announce_again(done)
                 self._purge = False
                 finished = state is not None and state["stopped"] and not extended
+                if training.policy.is_spent and done < experiment.train.epochs:
+                    finished = True
+                    log.info("No step is left: one more would exceed trainer.target_epsilon")
                 epochs = done if finished else Loop(training, experiment, records, context, saver).train()
             finally:
                 training.close()
         recovery.at(START, epochs + 1)
         recovery.stop_if_due()  # a reproduction may have to repeat an extension
-        return Trained(epochs, training.best_epoch)
+        return Trained(epochs, training.best_epoch, training.policy.privacy())
 
 
 def _extend(training: Training, state: dict[str, Any]) -> bool:

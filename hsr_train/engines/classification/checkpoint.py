@@ -39,6 +39,10 @@ def write_weights(
         "metrics": state["metrics"],
         "state_dict": state["ema"] if state["ema"] is not None else state["model"],
     }
+    if state["replaced"]:
+        content["replaced"] = state["replaced"]
+    if "privacy" in state["policy"]:
+        content["private"] = state["policy"]["privacy"]
     buffer = io.BytesIO()
     torch.save(content, buffer)
     for path in targets:

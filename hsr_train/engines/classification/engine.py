@@ -83,6 +83,7 @@ class ClassificationEngine:
                 "fold": fold,
                 "splits": {split: _metrics(evaluation) for split, evaluation in found.items()},
                 "per_class": {split: evaluation.per_class for split, evaluation in found.items()},
+                **({"privacy": trained.privacy} if trained.privacy else {}),
             },
         )
 

@@ -83,35 +83,24 @@ class Loop:
 
     def _train_epoch(self, epoch: int, times: Times) -> tuple[float, float]:
         """Train one epoch and return mean loss and accuracy over its images."""
-        training, train = self.training, self.experiment.train
-        model, policy, total = training.forward, training.policy, training.images_per_epoch
+        training = self.training
+        policy, sizes = training.policy, training.step_sizes()
+        total = sum(sizes)
         training.model.train()
+        policy.begin(epoch)
         loss_sum = torch.zeros((), dtype=torch.float64)
         images, pending, hits = 0, 0, 0
-        bar = self._bar(epoch)
+        steps = iter(sizes)
+        step_images = next(steps)
+        bar = self._bar(epoch, total)
         for pictures, targets, _ in _timed(training.train_loader, times):
             self.saver.check()
-            first = images - pending
-            step_images = min(training.images_per_step, total - first)
-            self._set_rate(epoch + first / total)
-            training.seed_step(epoch, images)
-            batch = normalise(
-                pictures.to(training.device, non_blocking=True), training.inputs.mean, training.inputs.std
-            )
-            targets = targets.to(training.device, non_blocking=True)
-            with policy.autocast():
-                scores = model(batch)
-                losses = functional.cross_entropy(
-                    scores.float(),
-                    targets,
-                    self._class_weights(),
-                    reduction="none",
-                    label_smoothing=train.label_smoothing,
-                )
-            policy.backward(losses.sum() / step_images)
-            loss_sum += losses.detach().double().sum().cpu()
-            wanted = targets if targets.ndim == 1 else targets.argmax(1)  # of blended images the larger share
-            hits += int((scores.detach().argmax(1) == wanted).sum())
+            self._set_rate(epoch + (images - pending) / max(total, 1))
+            if len(pictures):  # a private step may have drawn none
+                training.seed_step(epoch, images)
+                losses, right = self._backward(pictures, targets, step_images)
+                loss_sum += losses
+                hits += right
             images += len(pictures)
             pending += len(pictures)
             if pending == step_images:
@@ -120,12 +109,33 @@ class Loop:
                 if training.ema is not None:
                     training.ema.update_parameters(training.model)
                 self.recovery.at(TRAINING_STEP)
-                pending = 0
+                pending, step_images = 0, next(steps, 0)
             bar.update(len(pictures))
+            if policy.is_spent:
+                break
         bar.close()
-        loss = float(loss_sum) / images
+        times.images = images
+        loss = float(loss_sum) / max(images, 1)
         self._refuse_divergence(epoch, loss)
-        return loss, hits / images
+        return loss, hits / max(images, 1)
+
+    def _backward(self, pictures: Tensor, targets: Tensor, step_images: int) -> tuple[Tensor, int]:
+        """Add the gradients of a part of a step; return the sum of its losses, and how many scores were right."""
+        training, policy = self.training, self.training.policy
+        batch = normalise(pictures.to(training.device, non_blocking=True), training.inputs.mean, training.inputs.std)
+        targets = targets.to(training.device, non_blocking=True)
+        with policy.autocast():
+            scores = training.forward(batch)
+            losses = functional.cross_entropy(
+                scores.float(),
+                targets,
+                self._class_weights(),
+                reduction="none",
+                label_smoothing=self.experiment.train.label_smoothing,
+            )
+        policy.backward(losses, step_images)
+        wanted = targets if targets.ndim == 1 else targets.argmax(1)  # of blended images the larger share
+        return losses.detach().double().sum().cpu(), int((scores.detach().argmax(1) == wanted).sum())
 
     def _class_weights(self) -> Tensor | None:
         weights = self.training.class_weights
@@ -150,23 +160,34 @@ class Loop:
         validating = time.perf_counter()
         found = self._validate()
         times.val_s = time.perf_counter() - validating
+        private = training.policy.privacy()
         figures = Figures(*trained, found.loss, found.accuracy, found.macro_f1, self.rate)
+        if private is not None:
+            figures.epsilon = private["epsilon"]
         now = found.accuracy if train.best == "accuracy" else found.macro_f1
         improved = training.best_score is None or now > training.best_score
         if improved:
             training.best_score, training.best_epoch, training.patient_since = now, epoch + 1, epoch + 1
-        stop = bool(train.patience) and epoch + 1 - training.patient_since >= train.patience
+        patient = bool(train.patience) and epoch + 1 - training.patient_since >= train.patience
+        spent = training.policy.is_spent and epoch + 1 < self.epochs
+        stop = patient or spent
 
         saving = time.perf_counter()
         self.saver.flush()
         state = training.snapshot(epochs_done=epoch + 1, stopped=stop, metrics=found.metrics())
         times.save_s = time.perf_counter() - saving
         seconds = time.perf_counter() - started
-        self.records.epoch(epoch, figures, times, seconds, training.images_per_epoch)
+        self.records.epoch(epoch, figures, times, seconds)
         self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
         self.saver.submit(partial(self._save, state))
         self.records.report(epoch, figures, seconds, improved=improved)
-        if stop:
+        if private is not None:
+            log.info(
+                "Epsilon: %.4f at delta %g, after %d steps", private["epsilon"], private["delta"], private["steps"]
+            )
+        if spent:
+            log.info("Stopped: a further step would exceed trainer.target_epsilon")
+        elif stop:
             log.info("Stopped early: no better val %s for %d epochs", train.best, train.patience)
         return stop
 
@@ -192,9 +213,9 @@ class Loop:
         write_state(self.context.run.state, state)
         write_weights(self.experiment, self.training.inputs, self.context.run, state, self.training.measured_imgsz)
 
-    def _bar(self, epoch: int) -> Any:
+    def _bar(self, epoch: int, total: int) -> Any:
         return tqdm(
-            total=self.training.images_per_epoch,
+            total=total,
             desc=f"Epoch {epoch}/{self.epochs - 1}",
             unit="image",
             disable=not sys.stderr.isatty(),

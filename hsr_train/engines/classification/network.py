@@ -8,6 +8,7 @@ from torch import nn
 
 from hsr_train.engines.classification import weights
 from hsr_train.engines.classification.models import build
+from hsr_train.engines.classification.privacy import replace
 from hsr_train.errors import InputError, Problem
 
 
@@ -22,5 +23,6 @@ def load_network(file: Path, device: str) -> nn.Module:
         allowed = "does not say which network and which classes it is of"
         raise InputError(Problem("model.weights", str(file), allowed, "use weights/best.pt of a run of task=classify"))
     model = build(checkpoint.model_name, len(checkpoint.classes))
+    replace(model, checkpoint.more.get("replaced", []))
     model.load_state_dict(checkpoint.state)
     return model.to(device).eval()

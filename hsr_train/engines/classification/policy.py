@@ -1,6 +1,7 @@
 """How a training step is made (`trainer=`): precision, and the scaling of the loss that float16 needs.
 
-The loop calls a policy and knows nothing of it. accelerate carries the precisions; only this file imports it.
+The loop calls a policy and knows nothing of it; that of trainer=dp is in `privacy.py`. accelerate carries the
+precisions; only this file imports it.
 """
 
 from __future__ import annotations
@@ -60,9 +61,17 @@ class Policy:
         context: AbstractContextManager[None] = self._accelerator.autocast()
         return context
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a part of a step."""
-        self._accelerator.backward(loss)
+    def begin(self, epoch: int) -> None:
+        """Make ready for an epoch, counted from 0."""
+
+    def backward(self, losses: Tensor, step_images: int) -> None:
+        """Add the gradients of a part of a step.
+
+        Args:
+            losses: (n,), of each image.
+            step_images: Images of the whole step.
+        """
+        self._accelerator.backward(losses.sum() / step_images)
 
     def step(self) -> None:
         """Make the step that the gradients add up to, and forget them."""
@@ -70,6 +79,15 @@ class Policy:
             self._accelerator.clip_grad_norm_(self._model.parameters(), self._clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no further step may be made."""
+        return False
+
+    def privacy(self) -> dict[str, Any] | None:
+        """Return how private the weights are by now; None: not at all."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Return what resuming needs."""

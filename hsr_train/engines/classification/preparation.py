@@ -16,7 +16,7 @@ from hsr_train.data.cache import cache_root
 from hsr_train.data.class_set import ClassificationSet, load_classification_set
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
-from hsr_train.engines.classification import weights
+from hsr_train.engines.classification import privacy, weights
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.models import (
     check_imgsz,
@@ -89,6 +89,8 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     if problems or start is None:
         raise InputError(problems)
     classes = _classes(experiment, dataset, checkpoint)
+    if experiment.trainer.name == "dp" and experiment.mode not in VERBS_WITH_WEIGHTS and dataset is not None:
+        privacy.decide(experiment, len(dataset.splits["train"].images), decisions)
     _decide_loading(experiment, machine, decisions)
     _make_absolute(experiment)
     mean, std = preprocessing(experiment.model.name)
@@ -130,7 +132,8 @@ def _check_freeze(experiment: ClassifyExperiment) -> list[Problem]:
 
 def _check_batch(experiment: ClassifyExperiment) -> Problem | None:
     name, train = experiment.model.name, experiment.train
-    if experiment.mode in VERBS_WITH_WEIGHTS or train.batch > 1 or not needs_two(name, train.imgsz):
+    private = experiment.trainer.name == "dp"  # has no batch norm
+    if experiment.mode in VERBS_WITH_WEIGHTS or private or train.batch > 1 or not needs_two(name, train.imgsz):
         return None
     allowed = f"{name} at {train.imgsz} px normalises over a batch, which takes two images at least"
     return Problem("train.batch", str(train.batch), allowed, "type train.batch=2")

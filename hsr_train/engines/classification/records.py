@@ -33,16 +33,18 @@ class Figures:
     val_acc: float
     val_macro_f1: float
     lr: float
+    epsilon: float | None = None
 
 
 @dataclass
 class Times:
-    """Where an epoch's seconds went."""
+    """Where an epoch's seconds went, and how many images they were for."""
 
     train_s: float = 0.0
     wait_s: float = 0.0
     val_s: float = 0.0
     save_s: float = 0.0
+    images: int = 0
 
 
 class Records:
@@ -52,12 +54,16 @@ class Records:
         context: The run's directory, heartbeat and TensorBoard events.
         epochs: Planned epochs.
         epochs_done: Rows beyond this epoch are dropped: the run goes on from here.
+        delta: Of the epsilon that a private training records; None for any other training.
         purge: Drop also what an earlier process has written to TensorBoard beyond it.
     """
 
-    def __init__(self, context: RunContext, *, epochs: int, epochs_done: int, purge: bool) -> None:
-        self.status, self.writer, self.epochs = context.status, context.events, epochs
-        self.results = ResultsTable(context.run.results_csv, COLUMNS)
+    def __init__(
+        self, context: RunContext, *, epochs: int, epochs_done: int, purge: bool, delta: float | None = None
+    ) -> None:
+        self.status, self.writer, self.epochs, self.delta = context.status, context.events, epochs, delta
+        columns = COLUMNS if delta is None else (*COLUMNS, "epsilon")
+        self.results = ResultsTable(context.run.results_csv, columns)
         self.timings = ResultsTable(context.run.timings_csv, TIMING_COLUMNS)
         removed = self.results.truncate_after(epochs_done)
         self.timings.truncate_after(epochs_done)
@@ -70,15 +76,16 @@ class Records:
         log.info("Epoch %d/%d", epoch, self.epochs - 1)
         log.info("-" * 50)
 
-    def epoch(self, epoch: int, figures: Figures, times: Times, epoch_s: float, num_images: int) -> None:
+    def epoch(self, epoch: int, figures: Figures, times: Times, epoch_s: float) -> None:
         """Record one epoch (counted from 0)."""
         number, values = epoch + 1, asdict(figures)
-        self.results.append({"epoch": number, **values})
+        self.results.append({name: number if name == "epoch" else values[name] for name in self.results.columns})
+        seconds = asdict(times)
         timing = {
             "epoch": number,
             "epoch_s": epoch_s,
-            **asdict(times),
-            "images_per_s": num_images / times.train_s,
+            "images_per_s": seconds.pop("images") / times.train_s,
+            **seconds,
             "wait_share": times.wait_s / times.train_s,
         }
         self.timings.append(timing)
@@ -86,6 +93,9 @@ class Records:
         if self.writer is not None:
             for name, tag in CURVES.items():
                 self.writer.scalar(tag, values[name], number)
+            if self.delta is not None and figures.epsilon is not None:
+                self.writer.scalar("Privacy/epsilon", figures.epsilon, number)
+                self.writer.scalar("Privacy/delta", self.delta, number)
             for name, value in timing.items():
                 if name != "epoch":
                     self.writer.scalar(f"time/{name}", float(value), number)

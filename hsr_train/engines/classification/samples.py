@@ -1,7 +1,7 @@
 """Images for the network as pure functions of (seed, epoch, index), and the loader that brings them in batches.
 
-`augment.py` makes the view of one image; batches are mixed (mixup, CutMix) here, as a whole, before they are handed
-over in parts. `data/` has checked every file before.
+`augment.py` makes the view of one image, `batches.py` says which images make a batch. Batches are mixed (mixup, CutMix)
+here, as a whole, before they are handed over in parts. `data/` has checked every file before.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from hsr_train.config.schema.classify import ClassifyAugmentationConfig
 from hsr_train.data.images import quiet_decoder
 from hsr_train.engines.classification.augment import Picture, View, drawing
+from hsr_train.engines.classification.batches import EndlessBatches, Poisson, SampleKey, part_sizes
 from hsr_train.errors import RunError
-
-SampleKey = tuple[int, int]
-"""Epoch and index."""
 
 _MIXING = 1  # sets the draws of a batch apart from those of a sample
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -132,6 +130,7 @@ class ImageSamples(Dataset[tuple[Tensor, int, int]]):
         cache: str = "none",
     ) -> None:
         self.images, self.targets, self.seed = list(images), [int(t) for t in targets], seed
+        self.imgsz = imgsz
         if len(self.images) != len(self.targets):
             raise ValueError(f"{len(self.images)} images, but {len(self.targets)} targets")
         self._view = View(augmentation, imgsz, augment=augment)
@@ -200,40 +199,6 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.float().sub_(shift).div_(scale)
 
 
-def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Return the indices of a shuffled epoch, of shape (num_samples,)."""
-    return np.random.default_rng((seed, epoch)).permutation(num_samples)
-
-
-def part_sizes(size: int, most: int, least: int = 1) -> list[int]:
-    """Return the sizes of the fewest parts of at most `most` that a batch comes in, as equal as can be.
-
-    None is smaller than `least`, even if some are larger than `most` then.
-    """
-    count = max(1, min(-(-size // most), size // least))
-    return [size // count + (i < size % count) for i in range(count)]
-
-
-class _EndlessBatches(Sampler[list[SampleKey]]):
-    """Batches of epoch after epoch; the order depends on the seed and the epoch alone."""
-
-    def __init__(
-        self, num_samples: int, batch_size: int, seed: int, start_epoch: int, shuffle: bool, least: int
-    ) -> None:
-        self.num_samples, self.seed, self.next_epoch, self.shuffle = num_samples, seed, start_epoch, shuffle
-        whole, rest = divmod(num_samples, batch_size)
-        self.sizes = [batch_size] * whole + ([rest] if rest >= least else [])
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        while True:
-            epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-            order = epoch_order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
-            start = 0
-            for size in self.sizes:
-                yield [(epoch, int(i)) for i in order[start : start + size]]
-                start += size
-
-
 class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Whole batches by the keys of their samples, mixed where that is asked for."""
 
@@ -241,6 +206,9 @@ class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.samples, self.mixing = samples, mixing
 
     def __getitem__(self, keys: list[SampleKey]) -> tuple[Tensor, Tensor, Tensor]:
+        if not keys:
+            none = torch.empty(0, dtype=torch.int64)
+            return torch.empty((0, 3, self.samples.imgsz, self.samples.imgsz), dtype=torch.uint8), none, none
         images, targets, indices = default_collate([self.samples[key] for key in keys])
         if self.mixing is not None:
             epoch, first = keys[0]
@@ -279,24 +247,29 @@ class EpochLoader:
     are mixed) and indices (n,). See `make_loader`.
     """
 
-    def __init__(self, loader: Any, sizes: list[int], at_once: int, least: int) -> None:
-        self._loader, self._sizes = loader, sizes
-        self._parts = [part_sizes(size, at_once, least) for size in sizes]
+    def __init__(self, loader: Any, batches: EndlessBatches, at_once: int, least: int) -> None:
+        self._loader, self._batches, self._at_once, self._least = loader, batches, at_once, least
+        self._epoch = batches.next_epoch
         self._iterator: Any = None
 
     def __len__(self) -> int:
-        """Return the number of parts in an epoch."""
-        return sum(map(len, self._parts))
+        """Return the number of parts in the next epoch."""
+        return sum(map(len, self._parts()))
 
     @property
-    def images_per_epoch(self) -> int:
-        """Number of images in an epoch."""
-        return sum(self._sizes)
+    def sizes(self) -> list[int]:
+        """Sizes of the batches of the next epoch."""
+        return self._batches.sizes(self._epoch)
+
+    def _parts(self) -> list[list[int]]:
+        return [part_sizes(size, self._at_once, self._least) for size in self.sizes]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         if self._iterator is None:
             self._iterator = iter(self._loader)
-        for parts in self._parts:
+        epoch_parts = self._parts()
+        self._epoch += 1
+        for parts in epoch_parts:
             yield from zip(*(tensor.split(parts) for tensor in self._next()), strict=True)
 
     def _next(self) -> Any:
@@ -325,6 +298,7 @@ def make_loader(
     least: int = 1,
     pin: bool = False,
     mixing: Mixing | None = None,
+    poisson: Poisson | None = None,
 ) -> EpochLoader:
     """Return an endless loader; what it yields does not depend on the workers, and together not on `at_once`.
 
@@ -340,8 +314,9 @@ def make_loader(
         least: A last batch of fewer images is left out (others, after the next shuffling), and no part is smaller.
         pin: Whether batches are put where a GPU copies from fastest.
         mixing: How the images of a batch are blended; applied to whole batches.
+        poisson: How batches are drawn instead of by `batch_size`, `shuffle` and `least`.
     """
-    batches = _EndlessBatches(len(samples), batch_size, seed, start_epoch, shuffle, max(least, 1))
+    batches = EndlessBatches(len(samples), batch_size, seed, start_epoch, shuffle, max(least, 1), poisson)
     loader = DataLoader(
         _Batches(samples, mixing),
         batch_size=None,  # an item is a batch
@@ -352,4 +327,4 @@ def make_loader(
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
     )
-    return EpochLoader(loader, batches.sizes, at_once, least)
+    return EpochLoader(loader, batches, at_once, least)

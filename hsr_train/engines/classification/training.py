@@ -12,11 +12,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hsr_train.config.schema import ClassifyExperiment, ClassifyOptimizerConfig
 from hsr_train.data.class_set import ClassificationSet, ClassSplit
+from hsr_train.engines.classification.batches import Poisson
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.models import build, freeze, needs_two
 from hsr_train.engines.classification.policy import Policy
+from hsr_train.engines.classification.privacy import (
+    PrivatePolicy,
+    replace,
+    replaceable,
+    sample_rate,
+    steps_per_epoch,
+)
 from hsr_train.engines.classification.samples import EpochLoader, ImageSamples, Mixing, make_loader
-from hsr_train.engines.classification.weights import FORMAT, load_into
+from hsr_train.engines.classification.weights import FORMAT, load_into, read
 from hsr_train.engines.states import STATE_VERSION, copied, random_state, restore_random_state
 from hsr_train.recovery import Recovery
 
@@ -51,28 +59,63 @@ class Training:
         self._samples: dict[tuple[str, int, bool], ImageSamples] = {}
         seed_everything(train.seed, deterministic=train.deterministic)
         self.model = build(experiment.model.name, len(inputs.classes))
-        self.notes = [] if state else load_into(self.model, inputs.start, experiment.model.name)
-        self.frozen = freeze(self.model, train.freeze) if train.freeze else []
+        self.notes = self._fill(state)
         self.model.to(self.device)
         self.optimizer = make_optimizer(self.model, experiment.optimizer)
-        self.policy = Policy(experiment, self.device)
-        self.policy.prepare(self.model, self.optimizer)
         self.ema: AveragedModel | None = None
         if train.ema is not None:
             average = get_ema_multi_avg_fn(train.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.policy = self._policy()
+        self.policy.prepare(self.model, self.optimizer)
         self.class_weights = class_weights(self.dataset) if train.class_weights == "balanced" else None
         if state:
             self._restore(state)
         # A batch or a part of one image would end the training of such a network.
-        self.least = 2 if needs_two(experiment.model.name, train.imgsz) else 1
+        self.least = 2 if not self._is_private and needs_two(experiment.model.name, train.imgsz) else 1
         self.forward: Any = torch.compile(self.model) if train.compile else self.model
         self.train_loader = self.loader("train", train.batch, start_epoch=self.start_epoch)
 
+    def _fill(self, state: dict[str, Any] | None) -> list[str]:
+        """Make the network what it starts as; return lines that say so. Weights come last where a state has them."""
+        experiment, file = self.experiment, self.inputs.start.file
+        self.replaced: list[str] = state["replaced"] if state else read(file).more.get("replaced", []) if file else []
+        replace(self.model, self.replaced)
+        notes = [] if state else load_into(self.model, self.inputs.start, experiment.model.name)
+        if experiment.train.freeze:
+            freeze(self.model, experiment.train.freeze)
+        if self._is_private and not state:
+            unfit = replaceable(self.model)
+            replace(self.model, unfit)
+            self.replaced = [*self.replaced, *unfit]
+            if unfit:
+                notes.append(
+                    f"{len(unfit)} parts whose images depend on each other, such as {unfit[0]}, replaced by opacus: "
+                    f"{unfit[0]} is a {type(self.model.get_submodule(unfit[0])).__name__} now"
+                )
+            notes.append("Privacy: the noise follows from train.seed; share the weights, not the run's directory")
+        return notes
+
     @property
-    def images_per_epoch(self) -> int:
-        """Number of images that an epoch trains on."""
-        return self.train_loader.images_per_epoch
+    def _is_private(self) -> bool:
+        return self.experiment.trainer.name == "dp"
+
+    def _policy(self) -> Policy:
+        if not self._is_private:
+            return Policy(self.experiment, self.device)
+        return PrivatePolicy(self.experiment, self.device, self._num_images, self.images_per_step)
+
+    @property
+    def _num_images(self) -> int:
+        return len(self.dataset.splits["train"].images)
+
+    def step_sizes(self) -> list[int]:
+        """Return the images of each optimizer step of the next epoch."""
+        sizes = self.train_loader.sizes
+        if self._is_private:
+            return sizes  # one batch is one step
+        whole, rest = divmod(sum(sizes), self.images_per_step)
+        return [self.images_per_step] * whole + ([rest] if rest else [])
 
     @property
     def evaluated(self) -> nn.Module:
@@ -101,7 +144,14 @@ class Training:
             least=self.least if trains else 1,
             pin=self.device.type == "cuda",
             mixing=self._mixing() if trains else None,
+            poisson=self._poisson() if trains else None,
         )
+
+    def _poisson(self) -> Poisson | None:
+        if not self._is_private:
+            return None
+        rate = sample_rate(self._num_images, self.images_per_step)
+        return Poisson(rate, steps_per_epoch(rate))
 
     def _mixing(self) -> Mixing | None:
         augmentation = self.experiment.augmentation
@@ -125,6 +175,7 @@ class Training:
             "ema_updates": int(self.ema.n_averaged) if self.ema is not None else 0,
             "optimizer": self.optimizer.state_dict(),
             "policy": self.policy.state(),
+            "replaced": self.replaced,
             "random": random_state(),
         }
         kept: dict[str, Any] = copied(state)
