@@ -1,4 +1,4 @@
-"""What `task=classify` adds: image classifiers, cross-validation, four ways to train."""
+"""What `task=classify` adds: image classifiers, cross-validation, three ways to train."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ class ClassifyAugmentationConfig:
 class TrainerConfig:
     """The policy of the training step: precision, processes, privacy."""
 
-    name: str = knob("standard", "How a step is made.", choices=("standard", "mixed_precision", "accelerate", "dp"))
+    name: str = knob("standard", "How a step is made.", choices=("standard", "mixed_precision", "dp"))
     amp_dtype: str = knob(
-        "float16", "mixed_precision, accelerate: the type that activations have.", choices=("float16", "bfloat16", "no")
+        "float16", "mixed_precision: the type that activations have.", choices=("float16", "bfloat16", "no")
     )
     gradient_accumulation_steps: int = knob(1, "Batches of train.batch images to an optimizer step.", ge=1)
     noise_multiplier: float | None = knob(None, "dp: noise relative to max_grad_norm; null: from target_epsilon.", gt=0)

@@ -211,7 +211,8 @@ def _try_out(experiment: ClassifyExperiment) -> list[Problem]:
             return []
         reason = "the gradients of its images depend on each other, or are not exact"
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip("[").partition("\n")[0][:120]
+        listed = error.args[0] if error.args and isinstance(error.args[0], list) else [error]  # opacus lists them
+        reason = str(listed[0]).partition("\n")[0][:120]
     allowed = f"trainer=dp can't train it ({reason})"
     remedy = f"such as model.name={', '.join(SUPPORTED)}; or train.freeze=backbone, which trains the head alone"
     return [Problem("model.name", name, allowed, remedy)]
