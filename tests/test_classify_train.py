@@ -275,6 +275,23 @@ def test_same_command_gives_the_same_state(whole: Path, quick: Train) -> None:
     assert differences(state_of(again), state_of(whole)) == []
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_kernels_are_deterministic_where_that_is_wanted(
+    quick: Train, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """cuBLAS too, which is told by the environment."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    found = []
+
+    def see(*args: Any, **kwargs: Any) -> None:
+        found.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
+
+    with losses_of(see):
+        quick(train__epochs=1, train__deterministic=wanted)
+    assert set(found) == {(wanted, wanted)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("augmentation", ["classify_default", "classify_strong", "classify_none"])
 def test_every_way_to_load_gives_the_same_numbers(quick: Train, augmentation: str) -> None:
