@@ -177,8 +177,6 @@ def _load_data(experiment: ClassifyExperiment, decisions: Decisions) -> Classifi
     untold = experiment.mode == "export" and data.path == DEMO and data.raw is None
     if experiment.mode == "predict" or untold:
         return None
-    if data.path == DEMO and data.raw is None:
-        decisions.record("data.path", DEMO, "the built-in demo classes; your own: data.raw=my/raw")
     need = {"validate": (data.split,), "export": (data.split,)}.get(experiment.mode, ("train", "val"))
     origin = experiment.origin
     rehash = origin.resume_from is not None or origin.reproduce_from is not None
