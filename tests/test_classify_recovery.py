@@ -39,6 +39,7 @@ import hsr_train
 from hsr_train.config import saved
 from hsr_train.engines.classification import attempts, engine, loop
 from hsr_train.engines.classification.loop import Loop
+from hsr_train.engines.classification.samples import EpochLoader
 from hsr_train.engines.classification.training import Training
 from hsr_train.errors import InputError, NotReproducedError, RunError
 from hsr_train.run.changes import read_changes
@@ -456,6 +457,24 @@ def test_main_memory_ladder_gives_up_cache_workers_and_batch_in_this_order(quick
         ("train.workers", 1, 0),
         ("train.batch", 8, 4),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["training", "validation"])
+def test_killed_loader_worker_is_a_shortage_of_main_memory(quick: Train, place: str) -> None:
+    """A real SIGKILL, as the kernel sends it; torch says so in two ways, depending on when it notices."""
+    killed: list[int] = []
+
+    def kill_once(loader: EpochLoader) -> None:
+        trains = loader._batches.shuffle
+        if loader._iterator is not None and not killed and trains == (place == "training"):
+            killed.append(loader._iterator._workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with watching(EpochLoader, "_next", kill_once):
+        run = quick(train__workers=2, train__val_batch=1)
+    assert killed and [rung[2:] for rung in recorded(run)] == [("train.workers", 2, 1)]
+    assert len(rows(run)) == 3
 
 
 @pytest.mark.slow

@@ -278,6 +278,11 @@ class EpochLoader:
             return next(self._iterator)
         except RunError as error:
             raise RunError(str(error).strip().rpartition("RunError: ")[2]) from error
+        except RuntimeError as error:  # torch may say no more than that a worker has gone
+            ended = {worker.exitcode for worker in getattr(self._iterator, "_workers", ())}
+            if ended & {-signal.SIGKILL, -signal.SIGBUS}:
+                raise MemoryError("A loader worker was killed by the kernel") from error
+            raise
 
     def close(self) -> None:
         """Stop the workers."""
