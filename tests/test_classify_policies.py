@@ -180,6 +180,7 @@ def test_training_stops_in_mid_epoch_before_epsilon_is_exceeded(quick: Train) ->
     assert "a further step would exceed trainer.target_epsilon" in (run / "logs/train.log").read_text()
 
 
+@pytest.mark.slow
 def test_spent_budget_is_spent_in_a_longer_run_too(quick: Train) -> None:
     run = quick(trainer__target_epsilon=(epsilon(1.0, 8 / FEW, 5) + epsilon(1.0, 8 / FEW, 6)) / 2)
     before = state_of(run)
@@ -231,6 +232,7 @@ class _NoOpacus:
             raise ModuleNotFoundError(name=name)
 
 
+@pytest.mark.slow
 def test_seed_is_drawn_unless_it_is_typed(quick: Train) -> None:
     seeds = {read_json(quick(name, train__seed=None) / "manifest.json")["seeds"]["train.seed"] for name in "ab"}
     assert len(seeds) == 2 and 0 not in seeds
@@ -288,3 +290,33 @@ def test_named_networks_make_private_steps_with_the_gradients_of_their_images(na
     policy.step()
     moved = weights(model) - before
     assert bool(torch.isfinite(moved).all()) and float((moved != 0).double().mean()) > 0.99
+
+
+@pytest.mark.slow
+def test_smaller_parts_after_a_shortage_of_memory_are_the_same_steps(
+    quick: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To float tolerance, without dropout: the images and the noise of every step are the same."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, given: given)
+    plain = {"optimizer": "classify_sgd", "optimizer__lr": 0.01, "train__imgsz": 64}
+    whole = quick("whole", **plain)
+    with failing(Loop, "_backward", 4):
+        short = quick("short", **plain)
+    assert [change["key"] for change in json.loads((short / "state/changes.json").read_text())] == ["train.batch"]
+    assert epsilons(short) == epsilons(whole)
+    for name, value in state_of(whole)["model"].items():
+        torch.testing.assert_close(value, state_of(short)["model"][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_derived_noise_and_drawn_seed_are_kept_where_a_run_is_resumed_or_repeated(
+    quick: Train, data: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    more = {"train__seed": None, "trainer__noise_multiplier": "null", "trainer__target_epsilon": 4.0}
+    with pytest.raises(KeyboardInterrupt), failing(Loop, "_train_epoch", 2, error=KeyboardInterrupt()):
+        quick("cut", **more)
+    cut = next((tmp_path / "cut/classify").iterdir())
+    hsr_train.execute(hsr_train.compose([f"resume={cut}"]))
+    again = folder_of(hsr_train.execute(hsr_train.compose([f"reproduce={cut}"])))
+    assert (again / "results.csv").read_text() == (cut / "results.csv").read_text()
+    assert state_of(cut)["policy"]["privacy"]["steps"] == 4
