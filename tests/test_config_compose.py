@@ -82,7 +82,8 @@ def test_choices_are_as_many_as_the_interface_promises() -> None:
 @pytest.mark.parametrize("choices", rows("detect") + rows("classify"), ids=" ".join)
 def test_compose_every_choice(choices: list[str]) -> None:
     typed = dict(choice.split("=") for choice in choices)
-    experiment = compose([*choices, "data.path=my/data.yaml"])
+    needed = ["trainer.target_epsilon=3"] if typed.get("trainer") == "dp" else []
+    experiment = compose([*choices, *needed, "data.path=my/data.yaml"])
     assert type(experiment) is SCHEMAS[typed["task"]]
     assert experiment.model.name == typed["model"]
     assert (experiment.task, experiment.preset, experiment.gpu_tier) == (
