@@ -202,7 +202,7 @@ def theirs_apart(*runs: Path) -> Difference:
 
 def cost_of_saving(commands: Commands, epochs: int) -> tuple[float, str]:
     """Train a few epochs of `preset=demo`; return the median share of saving, and lines about it and the file."""
-    from hsr_train.engines.detection.state import write_state
+    from hsr_train.engines.states import write_state
 
     output = commands.folder / "cost"
     words = [f"data.cache_dir={commands.folder / 'cache'}", f"output_dir={output}", "tensorboard.serve=false"]

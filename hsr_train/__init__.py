@@ -1,4 +1,4 @@
-"""Train, resume and reproduce detectors on a team's own data.
+"""Train, resume and reproduce detectors and classifiers on a team's own data.
 
 From Python, the same path as the command:
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hsr_train.config.compose import compose
-    from hsr_train.execution import execute
+    from hsr_train.cross_validation import execute_any as execute
 
 __all__ = ["compose", "execute"]
 
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return compose
     if name == "execute":
-        from hsr_train.execution import execute
+        from hsr_train.cross_validation import execute_any
 
-        return execute
+        return execute_any
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -160,7 +160,8 @@ class _Job:
         self.multirun = multirun
         self.supervise = supervise
         self.config_dir: str | None = args.config_dir
-        self.config_name: str = args.config_name or "config"
+        self.task = next((word.removeprefix("task=") for word in args.overrides if word.startswith("task=")), "detect")
+        self.config_name: str | None = args.config_name
         self.checked: dict[tuple[str, ...], Experiment] = {}
         self.failures: list[HsrTrainError] = []
 
@@ -183,17 +184,28 @@ class _Job:
             experiment = self.checked.get(tuple(overrides)) or self.compose(overrides)
             _log_decisions(experiment)
             experiment = self._adapted(experiment)
-            if not self.supervise:
-                return _execute(experiment)
-            from hsr_train.supervisor import supervised
-
-            result: Result = supervised(_execute, experiment, self._again)
+            result: Result = self._run(experiment)
             return result
         except HsrTrainError as error:
             if self.multirun:  # The next job starts; the grid ends with a summary.
                 log.error("The job with %s failed: %s", " ".join(overrides), error)
             self.failures.append(error)
             return error
+
+    def _run(self, experiment: Experiment) -> Any:
+        if experiment.is_cross_validation:
+            from hsr_train.cross_validation import cross_validate
+
+            return cross_validate(experiment, self._perform, self._again)
+        return self._perform(_execute, experiment)
+
+    def _perform(self, function: Callable[[Any], Any], experiment: Experiment) -> Any:
+        """Call a function, where it can be had in a process that may be killed for memory and go on."""
+        if not self.supervise:
+            return function(experiment)
+        from hsr_train.supervisor import supervised
+
+        return supervised(function, experiment, self._again)
 
     def _again(self, overrides: list[str]) -> Experiment:
         """Return the experiment that goes on with a job's run."""
@@ -229,7 +241,7 @@ def _hand_to_hydra(argv: list[str], job: _Job) -> None:
     registration.register()
     with _replaced_argv(argv), _errors_raised():
         try:
-            hydra.main(config_path=str(CONF_DIR), config_name="config")(job)()
+            hydra.main(config_path=str(CONF_DIR), config_name=registration.primary(job.config_name, job.task))(job)()
         except REFUSED as error:
             raise InputError(describe_error(error)) from error
     if job.failures:

@@ -6,37 +6,40 @@ in order: configuration, manifest, the engine's files, training_result.json, sum
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hsr_train.bookkeeping import (
+    describe,
+    earlier_seconds,
+    make_record,
+    so_far,
+    write_down,
+    write_end,
+    write_inputs,
+)
 from hsr_train.config import saved
 from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Engine, Plan, Result, RunContext
 from hsr_train.engines.registry import load_engine
-from hsr_train.errors import HsrTrainError, InputError, Problem, RunError, Terminated
+from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
 from hsr_train.hardware import detect
 from hsr_train.recovery import Recovery
-from hsr_train.run.atomic import DISK_ERRORS, describe_disk_error, free_space, write_json, write_text
+from hsr_train.run.atomic import DISK_ERRORS, describe_disk_error, free_space, write_text
 from hsr_train.run.changes import Change, write_changes
-from hsr_train.run.data_files import write_data_files
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter, has_tag
 from hsr_train.run.log import TrainLogHandler, attach_file, detach_file, success
-from hsr_train.run.manifest import build_manifest, read_manifest
-from hsr_train.run.record import RunRecord, write_summary, write_training_result
-from hsr_train.run.status import StatusWriter, read_status
+from hsr_train.run.manifest import build_manifest
+from hsr_train.run.status import StatusWriter
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
 from hsr_train.supervised_child import announce
 from hsr_train.verification import Reproduction, check_fingerprints, comparison, require_states
@@ -53,7 +56,7 @@ def execute(experiment: Experiment) -> Result:
         experiment: From `compose`; not changed.
 
     Returns:
-        What the run achieved; `run_dir` is None for mode=check, mode=compare and mode=tensorboard.
+        What the run achieved; `run_dir` is None for mode=check, split, compare and tensorboard.
 
     Raises:
         InputError: The input is at fault; for most causes before a directory is made.
@@ -72,6 +75,9 @@ def execute(experiment: Experiment) -> Result:
         decisions = Decisions(experiment.origin.decisions)
         for decision in decisions:  # on the console already, when the experiment was composed; now for train.log
             log.debug("Decided: %s", decision)
+        if experiment.mode == "split":
+            print("\n".join(engine.split(experiment, decisions)))
+            return Result(run_dir=None, status="split")
         plan = engine.prepare(experiment, machine, decisions)
         manifest = build_manifest(
             decisions=plan.decisions,
@@ -91,7 +97,9 @@ def execute(experiment: Experiment) -> Result:
         else:
             label = experiment.preset if experiment.mode == "train" else experiment.mode
             _require_space(output_dir)
-            run = RunDirectory.create(output_dir, experiment.task, label)
+            place = experiment.origin.run_dir
+            name = plan.run_name or RunDirectory.dated(label)
+            run = RunDirectory.make(Path(place)) if place else RunDirectory.create(output_dir, experiment.task, name)
         with run.lock(), ExitStack() as stack:
             handler = attach_file(run.train_log)
             stack.callback(detach_file, handler)
@@ -101,7 +109,7 @@ def execute(experiment: Experiment) -> Result:
             try:
                 return _run(engine, plan, run, manifest, reproduction, stack, handler)
             except BaseException as error:
-                _write_down(error, handler)
+                write_down(error, handler)
                 raise
 
 
@@ -129,11 +137,11 @@ def _run(
     if resuming:
         require_states(run)
         check_fingerprints(plan, run)  # before anything is changed
-    earlier_s = _earlier_seconds(run)
+    earlier_s = earlier_seconds(run)
     status = stack.enter_context(StatusWriter(run, mode=experiment.mode))
     if reproduction is not None:
         reproduction.start(run)
-    _write_inputs(plan, run, manifest, resuming)
+    write_inputs(plan, run, manifest, resuming)
     log.info("Run directory: %s", run.path)
     announce(run.path)
     url = _serve(experiment, run, stack)
@@ -148,7 +156,7 @@ def _run(
         error = str(result.failure) if result.failure else None
     except BaseException as failure:
         outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
-        error, result = _message(failure), _so_far(run)
+        error, result = describe(failure), so_far(run)
         if experiment.mode == "train" and run.config_yaml.is_file():
             when = "" if outcome == "interrupted" else " when the cause is gone"
             failure.add_note(f"To go on{when}: python -m hsr_train resume={run.path}")
@@ -156,9 +164,9 @@ def _run(
     finally:
         if experiment.mode == "train":
             training_time_s = earlier_s + time.monotonic() - since
-            record = _record(plan, result, manifest["machine"], outcome, error, training_time_s, url, run)
+            record = make_record(plan, result, manifest["machine"], outcome, error, training_time_s, url, run)
             record.recovery = [change.record() for change in recovery.rungs]
-            _write_record(run, record)
+            write_end(run, record)
     if reproduction is not None:
         reproduction.finish(engine, run, recovery)
     if result.failure is not None:
@@ -186,47 +194,6 @@ def _perform(verb: Callable[[Plan, RunContext], Result], plan: Plan, context: Ru
     return result
 
 
-def _write_record(run: RunDirectory, record: RunRecord) -> None:
-    """Write how the run ended; of a failed one only as far as a failing disk allows."""
-    if record.status == "completed":
-        write_training_result(run, record)
-        write_summary(run, record)
-    elif run.config_yaml.is_file():
-        try:
-            write_summary(run, record)
-        except RunError as error:
-            log.debug("%s", error)
-
-
-def _message(failure: BaseException) -> str:
-    if isinstance(failure, Terminated):
-        return "stopped by SIGTERM"
-    return "stopped by Ctrl-C" if isinstance(failure, KeyboardInterrupt) else f"{type(failure).__name__}: {failure}"
-
-
-def _write_down(error: BaseException, handler: logging.Handler) -> None:
-    """Put how a run ended into its train.log; the console gets it from whoever catches the error."""
-    meant_for_users = isinstance(error, (HsrTrainError, KeyboardInterrupt))
-    trace = None if meant_for_users else (type(error), error, error.__traceback__)
-    text = str(error) if isinstance(error, HsrTrainError) else _message(error)
-    handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), trace))
-
-
-def _so_far(run: RunDirectory) -> Result:
-    """Return what a run had achieved when it was cut short."""
-    epoch = (read_status(run.status) or {}).get("epoch")
-    best, last = (f"weights/{name}.pt" if (run.weights / f"{name}.pt").is_file() else None for name in ("best", "last"))
-    return Result(run_dir=run.path, epochs_completed=int(epoch or 0), best_model_path=best, last_model_path=last)
-
-
-def _earlier_seconds(run: RunDirectory) -> float:
-    """Return how long the epochs took that a resumed run has behind it."""
-    if not run.timings_csv.is_file():
-        return 0.0
-    with run.timings_csv.open(newline="", encoding="utf-8") as file:
-        return sum(float(row.get("epoch_s") or 0) for row in csv.DictReader(file))
-
-
 @contextmanager
 def _remembered_log() -> Iterator[MemoryHandler]:
     """Keep what is logged before the run's directory exists, so that train.log holds it too."""
@@ -239,29 +206,6 @@ def _remembered_log() -> Iterator[MemoryHandler]:
     finally:
         package.removeHandler(handler)
         handler.close()
-
-
-def _write_inputs(plan: Plan, run: RunDirectory, manifest: dict[str, Any], resuming: bool) -> None:
-    """Record what the run is made of, before it starts."""
-    experiment, origin = plan.experiment, plan.experiment.origin
-    if resuming:
-        first = read_manifest(run)
-        changed = {k: v for k, v in manifest.items() if k in ("created", "command", "host", "packages", "decisions")}
-        first.setdefault("resumes", []).append(changed)
-        manifest = first
-    else:
-        folders = {"train": (run.weights, run.state, run.plots), "validate": (run.plots,)}
-        for folder in (run.hydra_dir, *folders.get(experiment.mode, ())):
-            folder.mkdir(exist_ok=True)
-        write_text(run.hydra_dir / "config.yaml", origin.config_yaml)
-        write_text(run.hydra_dir / "overrides.yaml", yaml.safe_dump(origin.overrides, allow_unicode=True))
-        write_text(run.hydra_dir / "hydra.yaml", origin.hydra_yaml)
-        if experiment.mode == "train":
-            write_data_files(run.data_files, plan.data_files())
-        manifest = manifest | {"config": saved.plain(experiment)}
-    write_json(run.manifest, manifest)
-    if not resuming:  # a resumed run's configuration changes when its state has been read: `Recovery.begin`
-        write_text(run.config_yaml, saved.dump(experiment))
 
 
 def _serve(experiment: Experiment, run: RunDirectory, stack: ExitStack) -> str | None:
@@ -304,37 +248,4 @@ def _recovery(experiment: Experiment, run: RunDirectory, events: EventWriter | N
     origin = experiment.origin
     return Recovery(
         experiment, save, list(origin.changes), list(origin.replay), announce=announce, killed=origin.killed
-    )
-
-
-def _record(
-    plan: Plan,
-    result: Result,
-    system: dict[str, Any],
-    outcome: str,
-    error: str | None,
-    training_time_s: float,
-    url: str | None,
-    run: RunDirectory,
-) -> RunRecord:
-    ended = datetime.now().astimezone()
-    started = datetime.fromisoformat((read_status(run.status) or {}).get("started") or ended.isoformat())
-    config: dict[str, Any] = yaml.safe_load(saved.dump(plan.experiment))
-    return RunRecord(
-        status=outcome,
-        started=started,
-        ended=ended,
-        training_time_s=training_time_s,
-        epochs_completed=result.epochs_completed,
-        epochs=config.get("train", {}).get("epochs"),
-        metrics=result.metrics,
-        config=config,
-        system=system,
-        best_model_path=result.best_model_path,
-        last_model_path=result.last_model_path,
-        tensorboard_url=url,
-        exports=result.exports,
-        best_epoch=result.best_epoch,
-        error=error,
-        extra=result.extra,
     )

@@ -28,7 +28,7 @@ LEARNING_RATE, MIXED_PRECISION = "learning rate", "mixed precision"
 LADDERS = {GPU_MEMORY: (BATCH, IMAGE_SIZE, CACHE, WORKERS), HOST_MEMORY: (CACHE, WORKERS, BATCH)}
 RATE_FACTOR = 0.5
 ADVICE = {
-    GPU_MEMORY: "a smaller model (model=yolov8n), or a smaller image (train.imgsz)",
+    GPU_MEMORY: "a smaller model (model=), or a smaller image (train.imgsz)",
     HOST_MEMORY: "more memory or swap, or fewer other programs",
 }
 
@@ -108,6 +108,12 @@ class Recovery:
     def at(self, place: str, epoch: int | None = None) -> None:
         """Note where the run is."""
         self.place, self.epoch = place, self.epoch if epoch is None else epoch
+
+    def announce_again(self, epochs_done: int) -> None:
+        """Show again what was dropped from TensorBoard together with the epochs after `epochs_done`: it still holds."""
+        for change in self.changes:
+            if change.epoch > epochs_done:
+                self.announce(change)
 
     def stop_if_due(self) -> None:
         """End the attempt where a change is due that a reproduction repeats; `take` then repeats it.
@@ -198,24 +204,26 @@ class Recovery:
     def _remedy(self, rate: float | None) -> Change:
         retries = sum(change.cause == DIVERGED for change in self.changes)
         experiment = self.experiment
-        before = experiment.optimizer.lr0 if experiment.optimizer.lr0 is not None else rate
+        rate_key, (precision_key, mixed, full) = experiment.RATE_KEY, experiment.PRECISION
+        configured = get_value(experiment, rate_key)
+        before = configured if configured is not None else rate
         if not self.config.enabled or retries >= self.config.max_nan_retries or before is None:
             raise RunError(
                 f"Training diverged in epoch {self.epoch}: losses or weights are no numbers any more, after {retries} "
                 f"retries (recovery.max_nan_retries={self.config.max_nan_retries}). The weights and the state of the "
-                f"last good epoch are intact. Start again with a lower rate (optimizer.lr0={before}), without mixed "
-                "precision (train.amp=false), and look at the data."
+                f"last good epoch are intact. Start again with a lower rate ({rate_key}={before}), without mixed "
+                f"precision ({precision_key}={str(full).lower()}), and look at the data."
             )
-        if experiment.train.amp:
-            return Change(self.epoch, self.place, MIXED_PRECISION, "train.amp", True, False, DIVERGED)
+        if get_value(experiment, precision_key) == mixed:
+            return Change(self.epoch, self.place, MIXED_PRECISION, precision_key, mixed, full, DIVERGED)
         lower = before * RATE_FACTOR
-        return Change(self.epoch, self.place, LEARNING_RATE, "optimizer.lr0", before, lower, DIVERGED)
+        return Change(self.epoch, self.place, LEARNING_RATE, rate_key, before, lower, DIVERGED)
 
     def rate_factor(self) -> float:
         """Return by what remedies have multiplied the initial learning rate."""
         factor = 1.0
         for change in self.rungs:
-            if change.key == "optimizer.lr0":
+            if change.key == self.experiment.RATE_KEY:
                 factor *= change.after / change.before
         return factor
 

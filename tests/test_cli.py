@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,7 @@ def execute_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
                 raise error
             return "result"
 
-        module = types.ModuleType("hsr_train.execution")
-        module.execute = execute  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "hsr_train.execution", module)
+        monkeypatch.setattr("hsr_train.cross_validation.execute", execute)
         return ran
 
     return install
@@ -235,8 +232,12 @@ def test_cfg_all_shows_the_same_values(capsys: pytest.CaptureFixture[str]) -> No
 def test_help_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "preset: accuracy, competition, demo, fast, few_shot" in text
+    assert "preset: accuracy, classify_default, classify_demo, competition, demo, fast, few_shot" in text
+    assert "task: classify, detect" in text
     assert "close_mosaic: 10" in text
+    assert main(["task=classify", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "schedule: cosine" in text and "close_mosaic" not in text
 
 
 def test_config_dir_reaches_the_job(execute_with: Callable[..., Ran], somewhere: Path) -> None:

@@ -38,8 +38,10 @@ REFUSALS = [
     ("gpu_tier=hihg", "gpu_tier", "must be one of auto, cpu, high", "gpu_tier=high"),
     ("preset=competitoin", "preset", "must be one of", "preset=competition"),
     ("preset=null", "preset", "must be one of", "preset="),
-    ("task=classify", "task", "must be one of detect", "task=detect"),
-    ("model=resnet18", "model", "no detector of this program; there are yolov8{n,s,m,l,x}, yolo11", "model=yolov8n"),
+    ("task=detekt", "task", "must be one of classify, detect", "task=detect"),
+    ("task=segment", "task", "must be one of classify, detect", "task=classify"),
+    ("model=resnet18", "model.name", "is no detector; there are yolov5", "task=classify"),
+    ("model=vgg16", "model", "no detector of this program; there are yolov8{n,s,m,l,x}, yolo11", "model=yolov8n"),
     ("model=yolo8n", "model", "must be one of", "model=yolov8n"),
     ("model=yolov8n.pt", "model", "must be one of", "model=yolov8n"),
     ("model=runs/best.pt", "model", "is a file, and not an architecture", "model.weights=runs/best.pt"),
@@ -141,6 +143,16 @@ def test_all_problems_come_in_one_message_whatever_their_kind() -> None:
     assert set(found) == {
         "train.epoch", "gpu_tier", "train.batch", "optimizer.lr0", "model.name", "export.formats",
     }  # fmt: skip
+
+
+def test_fault_in_a_file_leaves_the_choices_of_other_files_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "broken.yaml").write_text("train: [\n")
+    (tmp_path / "preset" / "odd.yaml").write_text("# @package _global_\ntrain: {epoch: 3}\n")
+    found = problems("preset=competitoin", "train.epoch=3", config_dir=tmp_path)
+    assert set(found) == {"preset", "train.epoch"}
+    assert found["preset"].remedy == "preset=competition"
+    assert "train.epochs" in str(problems("preset=odd", config_dir=tmp_path)["preset/odd.yaml: train.epoch"])
 
 
 def test_all_unreadable_overrides_come_in_one_message() -> None:

@@ -9,9 +9,10 @@ from fake_machines import gpu, machine
 
 import hsr_train
 from hsr_train import hardware
-from hsr_train.config.architectures import NAMES, step
+from hsr_train.config.architectures import NAMES, split, step
 from hsr_train.config.compose import compose
 from hsr_train.config.paths import CONF_DIR
+from hsr_train.config.registration import SCHEMAS
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.errors import InputError
 
@@ -51,28 +52,49 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
-def rows() -> list[list[str]]:
-    """Every choice of every group, one of each group at a time."""
-    table = groups()
+def tasks_of(group: str, name: str) -> list[str]:
+    """The tasks that a choice is made for."""
+    if group == "model":
+        return ["detect" if split(name) is not None else "classify"]
+    if group in ("optimizer", "augmentation", "preset"):
+        return ["classify" if name.startswith("classify_") else "detect"]
+    if group == "task":
+        return [name]
+    return ["classify"] if group == "trainer" else list(SCHEMAS)
+
+
+def rows(task: str) -> list[list[str]]:
+    """Every choice of every group that fits a task, one of each group at a time."""
+    table = {group: [n for n in names if task in tasks_of(group, n)] for group, names in groups().items()}
+    table = {group: names for group, names in table.items() if names}
     longest = max(map(len, table.values()))
     return [[f"{group}={names[i % len(names)]}" for group, names in table.items()] for i in range(longest)]
 
 
 def test_choices_are_as_many_as_the_interface_promises() -> None:
     counts = {group: len(names) for group, names in groups().items()}
-    least = {"task": 1, "data": 2, "model": 15, "gpu_tier": 6, "optimizer": 9, "augmentation": 4, "preset": 6}
+    least = {"task": 2, "data": 2, "model": 19, "gpu_tier": 6, "optimizer": 11, "augmentation": 7, "preset": 8,
+             "trainer": 2}  # fmt: skip
     assert counts.keys() >= least.keys()
     assert all(counts[group] >= number for group, number in least.items()), counts
 
 
-@pytest.mark.parametrize("choices", rows(), ids=" ".join)
+@pytest.mark.parametrize("choices", rows("detect") + rows("classify"), ids=" ".join)
 def test_compose_every_choice(choices: list[str]) -> None:
     typed = dict(choice.split("=") for choice in choices)
-    experiment = compose([*choices, "data.path=my/data.yaml"])
-    assert isinstance(experiment, DetectExperiment)
+    needed = ["trainer.target_epsilon=3"] if typed.get("trainer") == "dp" else []
+    experiment = compose([*choices, *needed, "data.path=my/data.yaml"])
+    assert type(experiment) is SCHEMAS[typed["task"]]
     assert experiment.model.name == typed["model"]
-    assert (experiment.preset, experiment.gpu_tier) == (typed["preset"], typed["gpu_tier"])
-    assert experiment.optimizer.name.lower() == typed["optimizer"]
+    assert (experiment.task, experiment.preset, experiment.gpu_tier) == (
+        typed["task"], typed["preset"], typed["gpu_tier"],
+    )  # fmt: skip
+    assert experiment.optimizer.name.lower() == typed["optimizer"].removeprefix("classify_")
+
+
+def test_every_choice_fits_one_of_the_tasks() -> None:
+    tried = {choice for task in SCHEMAS for row in rows(task) for choice in row}
+    assert tried == {f"{group}={name}" for group, names in groups().items() for name in names}
 
 
 def test_every_yaml_opens_with_what_it_is_and_the_command_that_uses_it() -> None:

@@ -85,7 +85,7 @@ def test_load_names_file_and_key_of_every_fault(tmp_path: Path) -> None:
         (b"", "task"),
         (b"- a\n", "task"),
         (b"task: [\n", "is not YAML"),
-        (b"task: classify\n", "must be one of detect"),
+        (b"task: segment\n", "must be one of detect, classify"),
         (b"task: '\xff'\n", "is not YAML"),
         (b"task: detect\ntrain: 3\n", "train: 3: must be a section"),
         (b"!!python/object:os.system {}\n", "is not YAML"),

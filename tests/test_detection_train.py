@@ -47,8 +47,8 @@ from hsr_train.engines.base import Result
 from hsr_train.engines.detection import checkpoint, engine, loop
 from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
-from hsr_train.engines.detection.state import write_state
 from hsr_train.engines.detection.trainer import RunTrainer
+from hsr_train.engines.states import write_state
 from hsr_train.errors import InputError, RunError
 from hsr_train.hardware import detect
 from hsr_train.recovery import Recovery

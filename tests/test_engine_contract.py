@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from class_sets import make_folders
 from detection_runs import overrides, quick_pictures
 from yolo_sets import make_yolo_set
 
@@ -59,13 +60,50 @@ def _bad_detection(data: Path, output: Path) -> list[str]:
     )
 
 
+def _good_classification(data: Path, output: Path) -> list[str]:
+    path = data / "classes"
+    if not path.exists():
+        make_folders(path / "train", {"cup": 6, "fork": 5})
+        make_folders(path / "val", {"cup": 2, "fork": 2}, seed=1)
+    return _classification(path, output, data, model__weights="scratch")
+
+
+def _bad_classification(data: Path, output: Path) -> list[str]:
+    return _classification(data / "nowhere", output, data, train__device=7, model__weights=data / "nothing.pt")
+
+
+def _classification(path: Path, output: Path, data: Path, **more: Any) -> list[str]:
+    typed = {
+        "task": "classify",
+        "gpu_tier": "cpu",
+        "model.name": "squeezenet1_1",
+        "train.device": "cpu",
+        "train.epochs": 2,
+        "train.batch": 4,
+        "train.imgsz": 32,
+        "train.workers": 0,
+        "tensorboard.serve": "false",
+        "data.path": path,
+        "data.cache_dir": data / "cache",
+        "output_dir": output,
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }
+    return [f"{key}={value}" for key, value in typed.items()]
+
+
 CASES = {
     "detect": Case(
         _good_detection,
         _bad_detection,
         {"data.path", "model.weights", "train.device"},
         ["mAP50", "mAP50-95", "precision", "recall"],
-    )
+    ),
+    "classify": Case(
+        _good_classification,
+        _bad_classification,
+        {"data.path", "model.weights", "train.device"},
+        ["accuracy", "macro_f1"],
+    ),
 }
 
 
@@ -122,7 +160,7 @@ def test_every_engine_has_a_case_and_a_schema() -> None:
 
 
 def test_engine_has_every_verb(engine: Engine) -> None:
-    for verb in ("prepare", "train", "validate", "predict", "export"):
+    for verb in ("prepare", "split", "train", "validate", "predict", "export", "weights_digest"):
         assert callable(getattr(engine, verb))
         assert getattr(engine, verb).__doc__
 

@@ -29,8 +29,8 @@ from hsr_train.cli import main
 from hsr_train.engines.detection import engine, loop
 from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
-from hsr_train.engines.detection.state import STATE_VERSION, newest_state, state_files, write_state
 from hsr_train.engines.detection.trainer import RunTrainer
+from hsr_train.engines.states import STATE_VERSION, newest_state, state_files, write_state
 from hsr_train.errors import InputError
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.log import TrainLogHandler

@@ -26,7 +26,7 @@ import torch
 from detection_runs import differences, overrides, read_json, rows
 from fault_runs import differences_at_the_end, events, start_quick, until
 
-from hsr_train.engines.detection.state import newest_state, write_state
+from hsr_train.engines.states import newest_state, write_state
 from hsr_train.run import atomic
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter

@@ -10,7 +10,7 @@ import pytest
 from detection_runs import last_state, quick_pictures, read_json, resume, rows
 
 import hsr_train
-from hsr_train.engines.detection.state import state_files
+from hsr_train.engines.states import state_files
 from hsr_train.errors import InputError
 
 

@@ -65,16 +65,18 @@ def refusal(reference: str | Path, output_dir: Path) -> str:
 
 
 def test_create_names_the_directory_after_task_label_and_start(tmp_path: Path) -> None:
-    run = RunDirectory.create(tmp_path / "out", "detect", "competition", now=NOON)
+    run = RunDirectory.create(tmp_path / "out", "detect", RunDirectory.dated("competition", NOON))
     assert run.path == tmp_path / "out" / "detect" / "competition_20261120_143000"
     assert run.path.is_dir()
-    now = RunDirectory.create(tmp_path / "out", "detect", "my/label")
+    now = RunDirectory.create(tmp_path / "out", "detect", RunDirectory.dated("my/label"))
     assert re.fullmatch(r"my_label_\d{8}_\d{6}", now.path.name)
 
 
 def test_create_never_gives_one_directory_to_two_starts(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        runs = list(pool.map(lambda _: RunDirectory.create(tmp_path, "detect", "demo", now=NOON), range(16)))
+        runs = list(
+            pool.map(lambda _: RunDirectory.create(tmp_path, "detect", RunDirectory.dated("demo", NOON)), range(16))
+        )
     assert len({run.path for run in runs}) == 16
     assert {run.path.name for run in runs} == {
         "demo_20261120_143000" + (f"_{n}" if n > 1 else "") for n in range(1, 17)

@@ -371,13 +371,13 @@ def comments() -> dict[str, str]:
 
 @pytest.mark.parametrize("key", MEANINGS)
 def test_option_still_means_what_the_schema_says(key: str) -> None:
-    assert MEANINGS[key] in comments()[key], f"ultralytics describes {key} in other words: compare with schema.py"
+    assert MEANINGS[key] in comments()[key], f"ultralytics describes {key} in other words: compare with detect.py"
 
 
 def test_every_key_of_the_pass_through_and_of_augmentation_has_a_meaning_above() -> None:
     keys = {f.name for section in (UltralyticsConfig, AugmentationConfig) for f in fields(section)}
     assert keys <= set(MEANINGS)
-    assert keys <= set(DEFAULT_CFG_DICT), "schema.py names an option that ultralytics does not have"
+    assert keys <= set(DEFAULT_CFG_DICT), "schema/detect.py names an option that ultralytics does not have"
 
 
 def test_pass_through_holds_nothing_that_has_a_key_of_its_own() -> None:
@@ -398,7 +398,7 @@ def test_translation_knows_only_options_of_the_library() -> None:
 def test_optimizer_is_one_of_the_library(name: str) -> None:
     known = re.search(r"optimizers = \{(.*?)\}", source(f"{TRAINER}.build_optimizer"))
     assert known is not None
-    assert name.lower() in known[1].lower(), "schema.py: OPTIMIZERS"
+    assert name.lower() in known[1].lower(), "schema/detect.py: OPTIMIZERS"
 
 
 def test_plain_labels_have_the_form_of_the_library() -> None:

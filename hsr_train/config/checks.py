@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from hsr_train.config import architectures
 from hsr_train.config.names import nearest, unknown_key
-from hsr_train.config.schema import DetectExperiment, Experiment, OptimizerConfig, TrainConfig
+from hsr_train.config.schema import (
+    AnyExperiment,
+    ClassifyExperiment,
+    DetectExperiment,
+    Experiment,
+    OptimizerConfig,
+    TrainConfig,
+)
 from hsr_train.config.strict import leaves, shown
 from hsr_train.config.values import check_values
 from hsr_train.decisions import Decision
@@ -26,8 +33,6 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
     """
     problems = check_values(experiment)
     decisions: list[Decision] = []
-    if not experiment.data.path:
-        problems.append(Problem("data.path", "", "has no value", "data.path=my/data.yaml"))
     problems += _runs(experiment, typed)
     known = {key for key, _, _ in leaves(type(experiment))}
     bounded = [key for key in experiment.adjust.at_most if key not in known]
@@ -39,13 +44,48 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
             if key.startswith("recovery.") and key != "recovery.enabled"
         ]
     if isinstance(experiment, DetectExperiment):
-        problems += _model(experiment.model.name) + _verb(experiment)
+        if not experiment.data.path:
+            problems.append(Problem("data.path", "", "has no value", "data.path=my/data.yaml"))
+        problems += _model(experiment.model.name)
+        problems += _verb(experiment)
         problems += _close_mosaic(experiment.train, typed, decisions)
         problems += _automatic_optimizer(experiment.optimizer, typed, decisions)
+    if isinstance(experiment, ClassifyExperiment):
+        problems += _classify(experiment, typed)
     first: dict[str, Problem] = {}
     for problem in problems:
         first.setdefault(problem.key, problem)
     return list(first.values()), decisions
+
+
+def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
+    """Refuse what has no effect, or what a private training cannot have."""
+    problems = _verb(e)
+    if not e.data.path and e.data.raw is None:
+        problems.append(Problem("data.path", "", "has no value", "data.path=my/set, or data.raw=my/raw"))
+    if architectures.split(e.model.name) is not None:
+        allowed = "is a detector, and this is task=classify"
+        problems.append(Problem("model.name", e.model.name, allowed, "model=resnet18, or task=detect"))
+    if e.mode == "split" and e.data.raw is None:
+        allowed = "mode=split needs the folder that holds one folder for each class"
+        problems.append(Problem("data.raw", "null", allowed, "data.raw=my/raw"))
+    if e.data.raw is not None and "data.path" in typed and e.mode != "predict":
+        allowed = "the images are those of data.raw"
+        problems.append(Problem("data.path", e.data.path, allowed, "type one of data.raw and data.path"))
+    mixed = [key for key in ("mixup", "cutmix") if getattr(e.augmentation, key) > 0]
+    if e.trainer.name == "dp":
+        if e.trainer.noise_multiplier is None and e.trainer.target_epsilon is None:
+            allowed = "trainer=dp needs the noise, or the epsilon that it is derived from"
+            problems.append(Problem("trainer.noise_multiplier", "null", allowed, "trainer.target_epsilon=3.0"))
+        problems += [
+            Problem(f"augmentation.{key}", shown(getattr(e.augmentation, key)),
+                    "blends images, and trainer=dp bounds what one image can do", f"augmentation.{key}=0")
+            for key in mixed
+        ]  # fmt: skip
+    elif e.trainer.name != "mixed_precision" and "trainer.amp_dtype" in typed:
+        allowed = f"has no effect with trainer={e.trainer.name}"
+        problems.append(Problem("trainer.amp_dtype", e.trainer.amp_dtype, allowed, "trainer=mixed_precision"))
+    return problems
 
 
 def _runs(e: Experiment, typed: set[str]) -> list[Problem]:
@@ -69,16 +109,18 @@ def _model(name: str) -> list[Problem]:
     meant = nearest(name.lower(), architectures.NAMES)
     if meant:
         return [Problem("model.name", name, "is no known detector", f"model.name={meant}")]
-    return [Problem("model.name", name, f"is no detector; there are {architectures.summary()}", "model=yolov8n")]
+    allowed = f"is no detector; there are {architectures.summary()}"
+    return [Problem("model.name", name, allowed, "model=yolov8n, or task=classify for an image classifier")]
 
 
-def _verb(e: DetectExperiment) -> list[Problem]:
+def _verb(e: AnyExperiment) -> list[Problem]:
     problems = []
     if e.mode in VERBS_WITH_WEIGHTS and e.model.weights in WEIGHT_WORDS:
         allowed = f"mode={e.mode} needs a weights file"
         problems.append(Problem("model.weights", e.model.weights, allowed, "model.weights=RUN/weights/best.pt"))
     if e.mode == "predict" and e.data.path == "demo":
-        allowed = "mode=predict needs an image, a folder or a video"
+        what = "an image or a folder" if isinstance(e, ClassifyExperiment) else "an image, a folder or a video"
+        allowed = f"mode=predict needs {what}"
         problems.append(Problem("data.path", "demo", allowed, "data.path=FOLDER"))
     if e.mode == "export" and not e.export.formats:
         allowed = "mode=export needs at least one format"

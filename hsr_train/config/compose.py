@@ -27,21 +27,21 @@ from hsr_train.config.overrides import Typed, quote_paths
 from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.reproduce import reproduced
 from hsr_train.config.resume import resumed
-from hsr_train.config.schema import DetectExperiment, Experiment, Origin
+from hsr_train.config.schema import AnyExperiment, Experiment, Origin
 from hsr_train.config.strict import build
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
 
 
 def compose(
-    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = "config"
-) -> DetectExperiment:
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str | None = None
+) -> AnyExperiment:
     """Compose, resolve and check an experiment.
 
     Args:
         overrides: What would be typed after `python -m hsr_train`; paths need no quotes.
         config_dir: A folder with further YAML files in the same groups, as --config-dir.
-        config_name: The primary configuration, as --config-name.
+        config_name: The primary configuration, as --config-name; default: the task's.
 
     Returns:
         The experiment, with `origin` filled; its decisions have been logged.
@@ -55,8 +55,8 @@ def compose(
 
 
 def compose_quietly(
-    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str = "config"
-) -> DetectExperiment:
+    overrides: Sequence[str] = (), config_dir: Path | str | None = None, config_name: str | None = None
+) -> AnyExperiment:
     """Do what `compose` does without a line in the log, for a check ahead of a run."""
     typed = Typed.parse(quote_paths(overrides))
     if typed.value("reproduce") is not None:
@@ -64,7 +64,7 @@ def compose_quietly(
     if typed.value("resume") is not None:
         return resumed(typed)
     with _hydra(config_dir):
-        return _from_groups(typed, config_name)
+        return _from_groups(typed, registration.primary(config_name, str(typed.value("task", "detect"))))
 
 
 def log_decisions(experiment: Experiment) -> None:
@@ -94,19 +94,20 @@ def _hydra(config_dir: Path | str | None) -> Iterator[None]:
         GlobalHydra.instance().hydra = outer
 
 
-def _from_groups(typed: Typed, config_name: str) -> DetectExperiment:
+def _from_groups(typed: Typed, config_name: str) -> AnyExperiment:
     try:
         return _once(typed, config_name)
     except refusals.REFUSED as error:
-        problems, accepted = refusals.explain(error, typed)
-    # What is left may be wrong as well; all of it belongs into one message.
-    if accepted.lines and len(accepted.lines) < len(typed.lines):
+        problems, accepted = refusals.explain(error, typed, config_name)
+    # What is left may be wrong as well; all of it belongs into one message. It says nothing without its task.
+    known = all(problem.key != "task" for problem in problems)
+    if known and accepted.lines and len(accepted.lines) < len(typed.lines):
         try:
             _once(accepted, config_name)
         except InputError as more:
             problems += more.problems
         except refusals.REFUSED as more:
-            problems += refusals.explain(more, accepted)[0]
+            problems += refusals.explain(more, accepted, config_name)[0]
     raise InputError(problems)
 
 
@@ -120,14 +121,17 @@ class _Composition:
     decisions: list[Decision] = field(default_factory=list)
 
 
-def _once(typed: Typed, config_name: str) -> DetectExperiment:
+def _once(typed: Typed, config_name: str) -> AnyExperiment:
     problems = [
         Problem(o.key_or_group, line, "nothing can be removed", f"{o.key_or_group}=VALUE")
         for o, line in zip(typed.parsed, typed.lines, strict=True)
         if o.is_delete() and not o.is_hydra_override()
     ]
     composition = _resolve(typed, config_name, problems)
-    schema = registration.SCHEMAS[composition.plain.get("task", "detect")]
+    task, preset = composition.choices.get("task"), composition.choices.get("preset")
+    schema = registration.SCHEMAS[task or composition.plain.get("task", "detect")]
+    if composition.plain.get("task", task) != task and preset:
+        raise InputError([*problems, refusals.of_another_task("preset", preset, schema)])
     experiment, refused = build(schema, composition.plain)
     problems += refused
     problems += [
@@ -146,7 +150,7 @@ def _once(typed: Typed, config_name: str) -> DetectExperiment:
         decisions=composition.decisions + decided,
         tier_batch=_tier_file(composition.plain["gpu_tier"]).get("batch", Origin.tier_batch),
     )
-    return cast(DetectExperiment, experiment)
+    return cast(AnyExperiment, experiment)
 
 
 def _only_typed(key: str, run: str) -> Problem:
@@ -175,7 +179,10 @@ def _resolve(typed: Typed, config_name: str, problems: list[Problem]) -> _Compos
         result = _compose(typed, config_name, tier)
     decisions = [tier] if automatic and tier is not None else []
     if result.plain["gpu_tier"] == "manual":
-        decisions.append(Decision("gpu_tier", "manual", f"no detection: {_values(_tier_file('manual'))}"))
+        values = _tier_file("manual")
+        if result.plain["task"] == "classify":  # conf/classify_sizes.yaml beats the rest.
+            values = {"workers": values["workers"]}
+        decisions.append(Decision("gpu_tier", "manual", f"no detection: {_values(values)}"))
     node, adjusted = relative.adjustment(result.plain, typed.keys, set(_loader().get_group_options("model")))
     if node:
         registration.set_adjustment(node)

@@ -40,6 +40,10 @@ class GridSweeper(BasicSweeper):
             raise InputError(
                 [Problem(o.key_or_group, _value(o.input_line), allowed, f"{o.key_or_group}=A,B,C") for o in sampled]
             )
+        tasks = [o for o in overrides if o.key_or_group == "task" and o.is_sweep_override()]
+        if tasks:  # Hydra composes every job from one primary configuration, and each task has its own.
+            remedy = "one command for each task, such as --multirun task=classify"
+            raise InputError([Problem("task", _value(o.input_line), "a grid is of one task", remedy) for o in tasks])
         jobs = self.split_arguments(overrides, None)[0]
         problems: dict[tuple[str, str], Problem] = {}
         for job in jobs:

@@ -18,20 +18,27 @@ OTHER_OPTIONS = {
     "tensorboard_port": "tensorboard.port=VALUE",
     "validate_only": "mode=validate",
 }
-# What other programs call a key.
+# What other programs call a key: the first that the task has.
 OTHER_NAMES = {
-    "batch_size": "train.batch",
-    "data_dir": "data.path",
-    "dataset": "data.path",
-    "export": "export.formats",
-    "img_size": "train.imgsz",
-    "learning_rate": "optimizer.lr0",
-    "lr": "optimizer.lr0",
-    "num_epochs": "train.epochs",
-    "num_workers": "train.workers",
-    "output": "output_dir",
-    "project": "output_dir",
-    "save_dir": "output_dir",
+    "architecture": ("model.name",),
+    "batch_size": ("train.batch",),
+    "data_dir": ("data.path",),
+    "dataset": ("data.path",),
+    "dataset_name": ("data.name",),
+    "export": ("export.formats",),
+    "fold": ("data.fold",),
+    "img_size": ("train.imgsz",),
+    "input_size": ("train.imgsz",),
+    "learning_rate": ("optimizer.lr0", "optimizer.lr"),
+    "lr": ("optimizer.lr0", "optimizer.lr"),
+    "lr0": ("optimizer.lr",),
+    "num_epochs": ("train.epochs",),
+    "num_workers": ("train.workers",),
+    "output": ("output_dir",),
+    "project": ("output_dir",),
+    "raw_data": ("data.raw",),
+    "save_dir": ("output_dir",),
+    "trainer_type": ("trainer.name",),
 }
 
 
@@ -47,8 +54,9 @@ def nearest_key(key: str, schema: type[Experiment] = DetectExperiment) -> str | 
     section, _, last = key.rpartition(".")
     sections = {name.rpartition(".")[0] for name in known}
     meant = section if section in sections else nearest(section, sections)
-    if last in OTHER_NAMES and OTHER_NAMES[last] in known:
-        return OTHER_NAMES[last]
+    for name in OTHER_NAMES.get(last, ()):
+        if name in known:
+            return name
     if meant is not None and section:
         within = nearest(last, [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == meant])
         if within:
@@ -77,7 +85,7 @@ def unknown_key(
         groups: Groups that may have been meant instead.
         where: The file in which it stands, with a colon and a space.
     """
-    group = nearest(key, groups) if "." not in key else None
+    group = nearest(key, groups) if "." not in key and key not in OTHER_NAMES else None
     meant = group or nearest_key(key, schema)
     if key.startswith("hydra."):
         remedy = "python -m hsr_train --cfg hydra prints Hydra's own keys"

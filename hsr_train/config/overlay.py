@@ -15,7 +15,7 @@ from hsr_train.config.names import unknown_key
 from hsr_train.config.overrides import Typed
 from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.saved import plain
-from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema import AnyExperiment
 from hsr_train.config.strict import build, leaves, shown
 from hsr_train.errors import Problem
 
@@ -24,8 +24,8 @@ Refusal = Callable[[str, str, str, str], Problem | None]
 
 
 def overlay(
-    saved: DetectExperiment, typed: Typed, option: str, refusal: Refusal, apart: Collection[str] = ()
-) -> tuple[DetectExperiment, list[Problem]]:
+    saved: AnyExperiment, typed: Typed, option: str, refusal: Refusal, apart: Collection[str] = ()
+) -> tuple[AnyExperiment, list[Problem]]:
     """Lay overrides on a recorded experiment.
 
     Args:
@@ -86,7 +86,7 @@ def _place(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     return data, last
 
 
-def _not_a_value(key: str, line: str, value: str, saved: DetectExperiment, option: str) -> Problem:
+def _not_a_value(key: str, line: str, value: str, saved: AnyExperiment, option: str) -> Problem:
     if key in (f.name for f in dataclasses.fields(saved)) or (CONF_DIR / key).is_dir():
         allowed = f"groups and sections take no part in {option}=; the run keeps its own"
         return Problem(key, line, allowed, start_anew(line, option))

@@ -18,7 +18,16 @@ from hydra.errors import HydraException
 
 from hsr_train.errors import InputError, Problem
 
-PATH_KEYS = ("data.path", "data.cache_dir", "model.weights", "output_dir", "resume", "reproduce")
+PATH_KEYS = (
+    "data.path",
+    "data.raw",
+    "data.groups",
+    "data.cache_dir",
+    "model.weights",
+    "output_dir",
+    "resume",
+    "reproduce",
+)
 PATH_LIST_KEYS = ("model.weights_dirs", "runs")
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)

@@ -6,16 +6,22 @@ probably meant (`names.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import ConfigDefault, GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hsr_train.config.architectures import FAMILIES
+from hsr_train.config.architectures import split as detector
 from hsr_train.config.names import nearest, unknown_key
 from hsr_train.config.overrides import Typed
 from hsr_train.config.registration import SCHEMAS
@@ -29,15 +35,24 @@ REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecode
 _INTERNAL_GROUPS = {"schema", "generated", "hydra"}
 
 
-def explain(error: Exception, typed: Typed) -> tuple[list[Problem], Typed]:
+def explain(error: Exception, typed: Typed, config_name: str) -> tuple[list[Problem], Typed]:
     """Say what is wrong with a command that Hydra refused.
 
     Must be called while Hydra is still open on the configuration.
 
+    Args:
+        error: What Hydra raised.
+        typed: The overrides.
+        config_name: The primary configuration.
+
     Returns:
         The problems, at least one, and the overrides that are not to blame.
     """
-    schema = SCHEMAS.get(str(typed.value("task", "detect")), DetectExperiment)
+    own, asked = _task_in(config_name, set()), typed.value("task")
+    if own is not None and asked in SCHEMAS and asked != own:
+        allowed = f"--config-name {config_name} is of task={own}"
+        return [Problem("task", asked, allowed, "leave task= out, or --config-name")], Typed([], [])
+    schema = SCHEMAS[nearest(str(asked or own), SCHEMAS) or "detect"]
     problems, lines, parsed = [], [], []
     for line, override in zip(typed.lines, typed.parsed, strict=True):
         problem = _override(override, line, schema)
@@ -79,6 +94,19 @@ def describe_error(error: Exception, schema: type[Experiment] = DetectExperiment
     return Problem(where + cause.full_key, "", value)
 
 
+def _task_in(config_name: str, seen: set[str]) -> str | None:
+    """Return the task that a primary configuration chooses itself, or through one that it begins with."""
+    found = _loaded(config_name)
+    if found is None or config_name in seen:
+        return None
+    entries = found.defaults_list or []
+    for entry in entries:
+        if isinstance(entry, GroupDefault) and entry.group == "task":
+            return str(entry.value)
+    below = [e.path for e in entries if isinstance(e, ConfigDefault) and e.path and not e.is_self()]
+    return next((task for path in below if (task := _task_in(path, seen | {config_name}))), None)
+
+
 def _override(override: Override, line: str, schema: type[Experiment]) -> Problem | None:
     key = override.key_or_group
     if override.is_hydra_override() or override.package is not None:
@@ -92,7 +120,13 @@ def _override(override: Override, line: str, schema: type[Experiment]) -> Proble
     value = override.value()
     options = _options(key)
     if options:
-        return None if value in options else _unknown_choice(key, shown(value), options)
+        if value in options:
+            choice = str(value)
+            others = [known for known in SCHEMAS.values() if _fits(key, choice, known)]
+            # What fits no task has a fault in its file, which is described as such.
+            return of_another_task(key, choice, schema) if others and schema not in others else None
+        fitting = [option for option in options if _fits(key, option, schema)]
+        return _unknown_choice(key, shown(value), fitting or options, schema)
     types = {name: hint for name, hint, _ in leaves(schema)}
     if key not in types and not any(name.startswith(f"{key}.") for name in types):
         return unknown_key(key, schema, shown(value), _groups())
@@ -121,19 +155,77 @@ def _a_section(key: str, value: object) -> Problem:
 def _options(group: str) -> list[str]:
     if group.partition("/")[0] in _INTERNAL_GROUPS:
         return []
-    return GlobalHydra.instance().config_loader().get_group_options(group)
+    return _loader().get_group_options(group)
+
+
+def _loaded(name: str) -> ConfigResult | None:
+    """Return a file of the configuration, or None where there is none that can be read."""
+    try:
+        return _loader().repository.load_config(name)
+    except REFUSED:  # Whoever chooses it is told why.
+        return None
+
+
+def _fits(group: str, option: str, schema: type[Experiment]) -> bool:
+    """Whether a choice is made for a task: the task has every key that it sets."""
+    found = _loaded(f"{group}/{option}")
+    if group == "task" or found is None or not isinstance(found.config, DictConfig):
+        return True
+    values = cast(dict[str, Any], OmegaConf.to_container(found.config, resolve=False))
+    if group == "model" and "name" in values:
+        return (detector(str(values["name"])) is not None) == (schema is DetectExperiment)
+    prefix = "" if found.header.get("package") == "_global_" else f"{group}."
+    known = {key for key, _, _ in leaves(schema)}
+    if not prefix and SCHEMAS.get(str(values.get("task")), schema) is not schema:
+        return False
+    keys = _flat(values, prefix)
+    # A mapping such as adjust.at_most is one key, whatever is in it.
+    return all(key in known or any(key.startswith(f"{name}.") for name in known) for key in keys)
+
+
+def _flat(node: Any, prefix: str) -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def of_another_task(group: str, value: str, schema: type[Experiment]) -> Problem:
+    """Return the problem of a choice that is made for another task."""
+    fitting = [option for option in _options(group) if _fits(group, option, schema)]
+    task = next(name for name, known in SCHEMAS.items() if known is schema)
+    others = [f"task={name}" for name, known in SCHEMAS.items() if known is not schema and _fits(group, value, known)]
+    whose = (
+        f"belongs to {' or '.join(others)}, and this is task={task}" if others else f"sets keys that task={task} lacks"
+    )
+    if not fitting:
+        return Problem(group, value, whose, "leave it out")
+    alike = [option for option in sorted(fitting) if option.endswith(value) or value.endswith(option)]
+    meant = (alike or sorted(fitting))[0]
+    return Problem(group, value, f"{whose}; there are {', '.join(sorted(fitting))}", f"{group}={meant}")
+
+
+def _loader() -> ConfigLoaderImpl:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
 
 
 def _groups() -> list[str]:
-    return [g for g in GlobalHydra.instance().config_loader().list_groups("") if g not in _INTERNAL_GROUPS]
+    return [g for g in _loader().list_groups("") if g not in _INTERNAL_GROUPS]
 
 
-def _unknown_choice(group: str, value: str, options: list[str]) -> Problem:
+def _unknown_choice(group: str, value: str, options: list[str], schema: type[Experiment] = DetectExperiment) -> Problem:
     meant = nearest(value, options)
     if group == "model":
         stem, dot, ending = value.rpartition(".")
         if dot and ending in ("pt", "pth", "onnx", "yaml") and stem not in options:
             return Problem(group, value, "is a file, and not an architecture", f"model.weights={value}")
+        if schema is not DetectExperiment:  # Nearly every name of the libraries is like one that has a file.
+            allowed = f"has no file of its own; there are {', '.join(sorted(options))}"
+            other = f"model.name={value} if torchvision has it"
+            return Problem(group, value, allowed, f"model={meant}, or {other}" if meant else other)
         if meant is None:
             families = [f"{f}{{{','.join(s)}}}" for f, s in FAMILIES.items() if f"{f}{s[0]}" in options]
             allowed = f"is no detector of this program; there are {', '.join(families)}"

@@ -7,12 +7,19 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from hsr_train.config.schema import DetectExperiment, Experiment
+from hsr_train.config.schema import ClassifyExperiment, DetectExperiment, Experiment
 
 # A task's YAML in conf/task pulls its schema in by this name.
-SCHEMAS: dict[str, type[Experiment]] = {"detect": DetectExperiment}
+SCHEMAS: dict[str, type[Experiment]] = {"detect": DetectExperiment, "classify": ClassifyExperiment}
+# Its primary configuration in conf/, where none is named.
+PRIMARIES = {"detect": "config", "classify": "classify"}
 
 _PROVIDER = "hsr_train"
+
+
+def primary(config_name: str | None, task: str) -> str:
+    """Return the name of the primary configuration: the one that is named, or the task's."""
+    return config_name or PRIMARIES.get(task, PRIMARIES["detect"])
 
 
 @cache

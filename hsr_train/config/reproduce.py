@@ -13,7 +13,7 @@ from hsr_train.config.checks import check
 from hsr_train.config.overlay import is_among, overlay, start_anew
 from hsr_train.config.overrides import Typed
 from hsr_train.config.saved import dump, load, plain
-from hsr_train.config.schema import DetectExperiment, Experiment, Origin
+from hsr_train.config.schema import AnyExperiment, Experiment, Origin
 from hsr_train.config.strict import build, leaves, shown
 from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
@@ -40,7 +40,7 @@ _FIXED = ("task", "preset", "gpu_tier", "adjust.", "resume", "runs")
 _OF_THE_MACHINE = ("train.device", "train.workers", "train.cache", "train.save_period")
 
 
-def reproduced(typed: Typed) -> DetectExperiment:
+def reproduced(typed: Typed) -> AnyExperiment:
     """Return the experiment of the run that `reproduce=` names.
 
     Raises:
@@ -105,7 +105,7 @@ def go_on_repeating(origin: Origin, run: RunDirectory, changes: list[Change]) ->
             origin.replay.pop(0)
 
 
-def _begun(config_yaml: Path, changes_json: Path) -> tuple[DetectExperiment, list[Change]]:
+def _begun(config_yaml: Path, changes_json: Path) -> tuple[AnyExperiment, list[Change]]:
     """Return the experiment as its run began, and what changed on the way."""
     saved, changes = load(config_yaml), read_changes(changes_json)
     known = {key for key, _, _ in leaves(type(saved))}
@@ -127,7 +127,7 @@ def _refusal(key: str, was: str, now: str, line: str) -> Problem | None:
     return Problem(key, now, allowed, start_anew(line, "reproduce"))
 
 
-def _variation(begun: DetectExperiment, experiment: DetectExperiment, typed: Typed) -> list[str]:
+def _variation(begun: AnyExperiment, experiment: AnyExperiment, typed: Typed) -> list[str]:
     """Return what is typed that makes it another experiment, in the words of the command line."""
     return [
         f"{key}={shown(get_value(experiment, key))} (original: {shown(get_value(begun, key))})"

@@ -14,7 +14,7 @@ from hsr_train.config.overlay import is_among, listed, overlay, start_anew
 from hsr_train.config.overrides import Typed
 from hsr_train.config.reproduce import go_on_repeating
 from hsr_train.config.saved import dump, load, plain
-from hsr_train.config.schema import DetectExperiment, Experiment, Origin
+from hsr_train.config.schema import AnyExperiment, Experiment, Origin
 from hsr_train.config.strict import shown
 from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CHANGEABLE = (
     "data.cache_dir",
     "data.path",
+    "data.raw",
     "export.",
     "recovery.",
     "tensorboard.",
@@ -41,7 +42,7 @@ CHANGEABLE = (
 )
 
 
-def resumed(typed: Typed) -> DetectExperiment:
+def resumed(typed: Typed) -> AnyExperiment:
     """Return the experiment of the run that `resume=` names.
 
     Raises:
@@ -86,7 +87,7 @@ def resumed(typed: Typed) -> DetectExperiment:
     return experiment
 
 
-def _refuse_edits(saved: DetectExperiment, changes: Sequence[Change], run: RunDirectory) -> None:
+def _refuse_edits(saved: AnyExperiment, changes: Sequence[Change], run: RunDirectory) -> None:
     """Refuse a config.yaml that is not what the run recorded: whoever edits it wants another experiment.
 
     Raises:
@@ -110,7 +111,7 @@ def _refuse_edits(saved: DetectExperiment, changes: Sequence[Change], run: RunDi
         raise InputError(problems)
 
 
-def _typed_changes(saved: DetectExperiment, experiment: DetectExperiment) -> list[Change]:
+def _typed_changes(saved: AnyExperiment, experiment: AnyExperiment) -> list[Change]:
     """Return what is typed now as changes of the run, except what leaves the training as it is."""
     return [
         Change(0, "resume", key, key, get_value(saved, key), get_value(experiment, key), RESUMED)

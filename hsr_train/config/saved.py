@@ -9,7 +9,7 @@ from typing import Any, cast
 import yaml
 
 from hsr_train.config.registration import SCHEMAS
-from hsr_train.config.schema import DetectExperiment, Experiment
+from hsr_train.config.schema import AnyExperiment, Experiment
 from hsr_train.config.strict import build, fields_of, shown
 from hsr_train.errors import InputError, Problem
 
@@ -25,7 +25,7 @@ def dump(experiment: Experiment) -> str:
     return yaml.safe_dump(plain(experiment), sort_keys=False, allow_unicode=True, width=1000)
 
 
-def load(source: str | Path) -> DetectExperiment:
+def load(source: str | Path) -> AnyExperiment:
     """Read an experiment back.
 
     Args:
@@ -50,4 +50,4 @@ def load(source: str | Path) -> DetectExperiment:
     experiment, problems = build(SCHEMAS[task], data, where=f"{name}: ")
     if problems:
         raise InputError(problems)
-    return cast(DetectExperiment, experiment)
+    return cast(AnyExperiment, experiment)

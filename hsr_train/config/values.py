@@ -13,7 +13,11 @@ from typing import Any
 
 from hsr_train.config.names import nearest
 from hsr_train.config.schema import (
+    CLASSIFY_OPTIMIZERS,
     OPTIMIZERS,
+    ClassifyExperiment,
+    ClassifyOptimizerConfig,
+    ClassifyTrainConfig,
     DetectExperiment,
     Experiment,
     ExportConfig,
@@ -27,7 +31,9 @@ from hsr_train.hardware import parse_device
 
 EXPORT_FORMATS = ("onnx", "torchscript")
 CACHES = ("auto", "ram", "disk", "none")
+CLASSIFY_CACHES = ("none", "ram")
 STRIDE_PX = 32
+RATIO_TOLERANCE = 1e-6  # 0.7 + 0.2 + 0.1 is not quite 1
 
 _RULES = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -49,7 +55,9 @@ def check_values(experiment: Experiment) -> list[Problem]:
         problems += _limits(key, value, field)
     problems += _tensorboard(experiment.tensorboard) + _export(experiment.export)
     if isinstance(experiment, DetectExperiment):
-        problems += _train(experiment.train) + _optimizer(experiment.optimizer)
+        problems += _train(experiment.train) + _optimizer(experiment.optimizer, OPTIMIZERS)
+    if isinstance(experiment, ClassifyExperiment):
+        problems += _classify(experiment) + _optimizer(experiment.optimizer, CLASSIFY_OPTIMIZERS)
     return problems
 
 
@@ -87,9 +95,7 @@ def _train(t: TrainConfig) -> list[Problem]:
         t.batch = "auto"
     if t.batch != "auto" and (isinstance(t.batch, str) or t.batch < 1):
         problems.append(Problem("train.batch", shown(t.batch), "must be auto or at least 1", "train.batch=auto"))
-    t.cache = {"true": "ram", "false": "none"}.get(str(t.cache).lower(), str(t.cache).lower())
-    if t.cache not in CACHES:
-        problems.append(one_of("train.cache", t.cache, CACHES, "auto"))
+    problems += _cache(t, CACHES)
     if isinstance(t.multi_scale, bool):
         t.multi_scale = 0.5 if t.multi_scale else 0.0
     t.multi_scale = float(t.multi_scale)
@@ -100,12 +106,7 @@ def _train(t: TrainConfig) -> list[Problem]:
         below = t.imgsz // STRIDE_PX * STRIDE_PX
         remedy = f"train.imgsz={below}  ({below} or {below + STRIDE_PX})"
         problems.append(Problem("train.imgsz", str(t.imgsz), f"must be a multiple of {STRIDE_PX}", remedy))
-    device = parse_device(t.device)
-    if device is None:
-        allowed = "must be auto, cpu, a GPU number, or a list of them"
-        problems.append(Problem("train.device", shown(t.device), allowed, "train.device=auto"))
-    else:
-        t.device = device[0] if isinstance(device, list) and len(device) == 1 else device
+    problems += _device(t)
     numbers = t.freeze if isinstance(t.freeze, list) else [t.freeze]
     if t.freeze is not None and not all(type(n) is int and n >= 0 for n in numbers):
         allowed = "must be null, a number of modules, or a list of module numbers"
@@ -113,9 +114,41 @@ def _train(t: TrainConfig) -> list[Problem]:
     return problems
 
 
-def _optimizer(o: OptimizerConfig) -> list[Problem]:
-    o.name = next((name for name in OPTIMIZERS if name.lower() == o.name.lower()), o.name)
-    return [] if o.name in OPTIMIZERS else [one_of("optimizer.name", o.name, OPTIMIZERS, "AdamW")]
+def _classify(e: ClassifyExperiment) -> list[Problem]:
+    t, d = e.train, e.data
+    problems = _cache(t, CLASSIFY_CACHES) + _device(t)
+    if isinstance(t.freeze, str) and t.freeze.isdigit():
+        t.freeze = int(t.freeze)
+    if t.freeze is not None and t.freeze != "backbone" and (isinstance(t.freeze, str) or t.freeze < 0):
+        allowed = "must be null, a number of parts, or backbone"
+        problems.append(Problem("train.freeze", shown(t.freeze), allowed, "train.freeze=backbone"))
+    if isinstance(d.fold, str) and d.fold.isdigit():
+        d.fold = int(d.fold)
+    if d.fold != "all" and (isinstance(d.fold, str) or d.fold < 0):
+        problems.append(Problem("data.fold", shown(d.fold), "must be a fold from 0, or all", "data.fold=0"))
+    if len(d.ratio) != 3 or min(d.ratio) < 0 or not abs(sum(d.ratio) - 1) <= RATIO_TOLERANCE:
+        allowed = "must be three shares, train, val and test, that add up to 1"
+        problems.append(Problem("data.ratio", shown(d.ratio), allowed, "data.ratio=[0.7,0.15,0.15]"))
+    return problems
+
+
+def _cache(t: TrainConfig | ClassifyTrainConfig, choices: tuple[str, ...]) -> list[Problem]:
+    t.cache = {"true": "ram", "false": "none"}.get(str(t.cache).lower(), str(t.cache).lower())
+    return [] if t.cache in choices else [one_of("train.cache", t.cache, choices, choices[0])]
+
+
+def _device(t: TrainConfig | ClassifyTrainConfig) -> list[Problem]:
+    device = parse_device(t.device)
+    if device is None:
+        allowed = "must be auto, cpu, a GPU number, or a list of them"
+        return [Problem("train.device", shown(t.device), allowed, "train.device=auto")]
+    t.device = device[0] if isinstance(device, list) and len(device) == 1 else device
+    return []
+
+
+def _optimizer(o: OptimizerConfig | ClassifyOptimizerConfig, names: tuple[str, ...]) -> list[Problem]:
+    o.name = next((name for name in names if name.lower() == o.name.lower()), o.name)
+    return [] if o.name in names else [one_of("optimizer.name", o.name, names, "AdamW")]
 
 
 def _tensorboard(t: TensorboardConfig) -> list[Problem]:

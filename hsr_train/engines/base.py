@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from hsr_train.config.schema import Experiment
+from hsr_train.config.schema import AnyExperiment
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware import Machine
@@ -31,15 +31,17 @@ class Plan:
         summary: Lines that describe the plan to a person.
         inputs: The engine's own prepared input (datasets, resolved weights); opaque to everybody else.
         data_files: Yields every file of the data with its hashes, for the run's data_files.csv.
+        run_name: Of the run's directory; None: the preset (or the mode) with the time of the start.
     """
 
-    experiment: Experiment
+    experiment: AnyExperiment
     decisions: Decisions
     fingerprints: dict[str, Any]
     seeds: dict[str, int]
     summary: list[str]
     inputs: Any
     data_files: Callable[[], Iterable[DataFile]] = tuple
+    run_name: str | None = None
 
 
 @dataclass
@@ -120,6 +122,14 @@ class Engine(Protocol):
 
         Raises:
             InputError: With every problem found.
+        """
+        ...
+
+    def split(self, experiment: Any, decisions: Decisions) -> list[str]:
+        """Divide the data and write the index files; returns lines that say what was made.
+
+        Raises:
+            InputError: The data cannot be divided in this way, or the engine has no use for index files.
         """
         ...
 

@@ -42,6 +42,8 @@ def cause_of(error: BaseException) -> str | None:
         return HOST_MEMORY
     if isinstance(error, (RuntimeError, OSError)) or type(error).__module__.startswith("cv2"):
         text = str(error)
+        if "exited unexpectedly" in text and error.__cause__ is not None:  # how a loader announces a worker's death
+            return cause_of(error.__cause__)
         return GPU_MEMORY if _GPU.search(text) else HOST_MEMORY if _HOST.search(text) else None
     return None
 

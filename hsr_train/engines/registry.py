@@ -12,6 +12,7 @@ from hsr_train.errors import InputError, Problem
 
 ENGINES = {
     "detect": "hsr_train.engines.detection.engine:DetectionEngine",
+    "classify": "hsr_train.engines.classification.engine:ClassificationEngine",
 }
 
 

@@ -128,19 +128,40 @@ class RunDirectory:
         return self.path / ".lock"
 
     @classmethod
-    def create(cls, output_dir: Path, task: str, label: str, *, now: datetime | None = None) -> RunDirectory:
-        """Make `<output_dir>/<task>/<label>_<start>`, with `_2`, `_3` and so on where that name is taken.
+    def make(cls, path: Path) -> RunDirectory:
+        """Make a run's directory at a place that nobody has taken.
+
+        Raises:
+            InputError: It exists, or cannot be made.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except OSError as error:
+            reason = f"cannot create {path}: {error.strerror or error} ({free_space(path.parent)})"
+            raise InputError(
+                Problem("output_dir", str(path.parent), reason, "output_dir=FOLDER that can be written")
+            ) from error
+        return cls(path)
+
+    @staticmethod
+    def dated(label: str, now: datetime | None = None) -> str:
+        """Return the usual name of a run: a label, such as its preset, and the local time of its start."""
+        return f"{label}_{now or datetime.now():%Y%m%d_%H%M%S}"
+
+    @classmethod
+    def create(cls, output_dir: Path, task: str, name: str) -> RunDirectory:
+        """Make `<output_dir>/<task>/<name>`, with `_2`, `_3` and so on where that name is taken.
 
         Args:
             output_dir: Folder of all runs; created if missing.
             task: Folder of this kind of run.
-            label: First part of the name, usually the preset; separators become underscores.
-            now: The start; default: the local time.
+            name: Separators become underscores; see `dated`.
 
         Raises:
             InputError: `output_dir` cannot be written.
         """
-        name = re.sub(r"[/\\]", "_", label) + f"_{now or datetime.now():%Y%m%d_%H%M%S}"
+        name = re.sub(r"[/\\]", "_", name)
         parent = Path(output_dir).expanduser().absolute() / task
         try:
             parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,16 @@ _WORDS = re.compile(
 )
 
 
+def duration(seconds: float) -> str:
+    """Return a time span as people say it: 45 s, 3 min 20 s, 1 h 5 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"
+
+
 def success(logger: logging.Logger, message: str, *args: Any) -> None:
     """Log `message` at the level SUCCESS, between INFO and WARNING."""
     logger.log(SUCCESS, message, *args, stacklevel=2)

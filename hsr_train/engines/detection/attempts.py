@@ -6,7 +6,6 @@ The first attempt of a resumed run, the next one after a rung of the ladder, and
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +13,12 @@ from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import Plan, RunContext
 from hsr_train.engines.detection.loop import Loop, write_weights
 from hsr_train.engines.detection.monitor import Monitor
-from hsr_train.engines.detection.state import KEPT, Saver, newest_state
 from hsr_train.engines.detection.trainer import RunTrainer
-from hsr_train.errors import RunError
+from hsr_train.engines.states import Saver, newest_state, require_space
 from hsr_train.recovery import START
-from hsr_train.run.atomic import free_space
-from hsr_train.run.directory import RunDirectory
 from hsr_train.run.results import last_epoch
 
 log = logging.getLogger(__name__)
-
-_STATE_BYTES_PER_PARAMETER = 16
-"""Model, EMA and the two moments of an Adam-like optimizer, in float32."""
 
 
 @dataclass
@@ -66,7 +59,7 @@ class Attempts:
         with Saver() as saver:
             trainer = RunTrainer(experiment, self.inputs, context.run, recovery, state)
             try:
-                _require_space(trainer, context.run)
+                require_space(trainer.model, context.run)
                 extended = _extend(trainer, state) if state else False
                 if state:
                     write_weights(trainer.weights_file, context.run, state, experiment.train.save_period)
@@ -80,10 +73,8 @@ class Attempts:
                     epochs_done=done,
                     purge=self._purge,
                 )
-                if self._purge:  # what was dropped with the later epochs still holds
-                    for change in recovery.changes:
-                        if change.epoch > done:
-                            recovery.announce(change)
+                if self._purge:
+                    recovery.announce_again(done)
                 self._purge = False
                 loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0)
                 finished = state is not None and state["stopped"] and not extended
@@ -107,14 +98,3 @@ def _extend(trainer: RunTrainer, state: dict[str, Any]) -> bool:
         before, now, done + 1, now, trainer.args.close_mosaic,
     )  # fmt: skip
     return True
-
-
-def _require_space(trainer: RunTrainer, run: RunDirectory) -> None:
-    """Refuse to train what could not be saved: states in float32, one more while it is written, and weights."""
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    needed = parameters * ((KEPT + 1) * _STATE_BYTES_PER_PARAMETER + 3 * 2)
-    held = sum(file.stat().st_size for folder in (run.state, run.weights) for file in folder.glob("*.pt"))
-    if shutil.disk_usage(run.path).free + held < needed:
-        raise RunError(
-            f"{run.path}: {free_space(run.path)}, the states and weights of this model need {needed / 1e6:.0f} MB"
-        )

@@ -16,8 +16,9 @@ from hsr_train.engines.detection.export import ExportError, export_model
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
-from hsr_train.engines.detection.state import newest_state, weights_digest
 from hsr_train.engines.memory import persevere
+from hsr_train.engines.states import newest_state, weights_digest
+from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
 from hsr_train.run.atomic import write_json, write_text
@@ -33,6 +34,11 @@ class DetectionEngine:
     def prepare(self, experiment: DetectExperiment, machine: Machine, decisions: Decisions) -> Plan:
         """See `preparation.prepare`."""
         return prepare(experiment, machine, decisions)
+
+    def split(self, experiment: DetectExperiment, decisions: Decisions) -> list[str]:
+        """Refuse: a YOLO set names its splits itself."""
+        allowed = "divides the images of a classifier; a YOLO set names its splits in data.yaml"
+        raise InputError(Problem("mode", "split", allowed, "task=classify mode=split data.raw=FOLDER"))
 
     def train(self, plan: Plan, context: RunContext) -> Result:
         """Train from the start or from the newest state, evaluate best.pt and export it."""

@@ -26,9 +26,10 @@ from hsr_train.engines.detection.evaluate import metrics_of
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.schedule import Schedule, effective_batch
-from hsr_train.engines.detection.state import Saver, snapshot, write_state
+from hsr_train.engines.detection.state import snapshot
 from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.engines.memory import cause_of, persevere
+from hsr_train.engines.states import Saver, write_state
 from hsr_train.errors import RunError
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
 from hsr_train.run.atomic import DISK_FULL, write_bytes

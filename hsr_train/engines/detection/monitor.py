@@ -12,6 +12,7 @@ import torch
 
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
+from hsr_train.run.log import duration
 from hsr_train.run.results import ResultsTable
 from hsr_train.run.status import StatusWriter
 
@@ -141,13 +142,3 @@ class Monitor:
             image = cv2.imread(str(path))
             if image is not None:
                 self.writer.image(f"{tag}/{path.stem}", np.ascontiguousarray(image[..., ::-1], np.uint8), step)
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as people say it: 45 s, 3 min 20 s, 1 h 5 min."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60} s"
-    return f"{total // 3600} h {total % 3600 // 60} min"

@@ -24,8 +24,8 @@ from hsr_train.engines.detection.export import check_export
 from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.schedule import effective_batch
-from hsr_train.engines.detection.state import newest_state
 from hsr_train.engines.detection.trainer import DetectionInputs
+from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
 from hsr_train.run.directory import RunDirectory

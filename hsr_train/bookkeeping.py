@@ -1,0 +1,124 @@
+"""What a run's directory receives before and after an engine's work: what it is made of, and how it ended.
+
+`execution` calls this in its order; the forms of the files are the matter of `run/`.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from datetime import datetime
+from typing import Any
+
+import yaml
+
+from hsr_train.config import saved
+from hsr_train.engines.base import Plan, Result
+from hsr_train.errors import HsrTrainError, RunError, Terminated
+from hsr_train.run.atomic import write_json, write_text
+from hsr_train.run.data_files import write_data_files
+from hsr_train.run.directory import RunDirectory
+from hsr_train.run.manifest import read_manifest
+from hsr_train.run.record import RunRecord, write_summary, write_training_result
+from hsr_train.run.status import read_status
+
+log = logging.getLogger(__name__)
+
+
+def write_inputs(plan: Plan, run: RunDirectory, manifest: dict[str, Any], resuming: bool) -> None:
+    """Record what the run is made of, before it starts."""
+    experiment, origin = plan.experiment, plan.experiment.origin
+    if resuming:
+        first = read_manifest(run)
+        changed = {k: v for k, v in manifest.items() if k in ("created", "command", "host", "packages", "decisions")}
+        first.setdefault("resumes", []).append(changed)
+        manifest = first
+    else:
+        folders = {"train": (run.weights, run.state, run.plots), "validate": (run.plots,)}
+        for folder in (run.hydra_dir, *folders.get(experiment.mode, ())):
+            folder.mkdir(exist_ok=True)
+        write_text(run.hydra_dir / "config.yaml", origin.config_yaml)
+        write_text(run.hydra_dir / "overrides.yaml", yaml.safe_dump(origin.overrides, allow_unicode=True))
+        write_text(run.hydra_dir / "hydra.yaml", origin.hydra_yaml)
+        if experiment.mode == "train":
+            write_data_files(run.data_files, plan.data_files())
+        manifest = manifest | {"config": saved.plain(experiment)}
+    write_json(run.manifest, manifest)
+    if not resuming:  # a resumed run's configuration changes when its state has been read: `Recovery.begin`
+        write_text(run.config_yaml, saved.dump(experiment))
+
+
+def earlier_seconds(run: RunDirectory) -> float:
+    """Return how long the epochs took that a resumed run has behind it."""
+    if not run.timings_csv.is_file():
+        return 0.0
+    with run.timings_csv.open(newline="", encoding="utf-8") as file:
+        return sum(float(row.get("epoch_s") or 0) for row in csv.DictReader(file))
+
+
+def so_far(run: RunDirectory) -> Result:
+    """Return what a run had achieved when it was cut short."""
+    epoch = (read_status(run.status) or {}).get("epoch")
+    best, last = (f"weights/{name}.pt" if (run.weights / f"{name}.pt").is_file() else None for name in ("best", "last"))
+    return Result(run_dir=run.path, epochs_completed=int(epoch or 0), best_model_path=best, last_model_path=last)
+
+
+def make_record(
+    plan: Plan,
+    result: Result,
+    system: dict[str, Any],
+    outcome: str,
+    error: str | None,
+    training_time_s: float,
+    url: str | None,
+    run: RunDirectory,
+) -> RunRecord:
+    """Put together what is known about a run at its end."""
+    ended = datetime.now().astimezone()
+    started = datetime.fromisoformat((read_status(run.status) or {}).get("started") or ended.isoformat())
+    config: dict[str, Any] = yaml.safe_load(saved.dump(plan.experiment))
+    return RunRecord(
+        status=outcome,
+        started=started,
+        ended=ended,
+        training_time_s=training_time_s,
+        epochs_completed=result.epochs_completed,
+        epochs=config.get("train", {}).get("epochs"),
+        metrics=result.metrics,
+        config=config,
+        system=system,
+        best_model_path=result.best_model_path,
+        last_model_path=result.last_model_path,
+        tensorboard_url=url,
+        exports=result.exports,
+        best_epoch=result.best_epoch,
+        error=error,
+        extra=result.extra,
+    )
+
+
+def write_end(run: RunDirectory, record: RunRecord) -> None:
+    """Write how the run ended; of a failed one only as far as a failing disk allows."""
+    if record.status == "completed":
+        write_training_result(run, record)
+        write_summary(run, record)
+    elif run.config_yaml.is_file():
+        try:
+            write_summary(run, record)
+        except RunError as error:
+            log.debug("%s", error)
+
+
+def describe(failure: BaseException) -> str:
+    """Return in one line what ended a run."""
+    if isinstance(failure, Terminated):
+        return "stopped by SIGTERM"
+    return "stopped by Ctrl-C" if isinstance(failure, KeyboardInterrupt) else f"{type(failure).__name__}: {failure}"
+
+
+def write_down(error: BaseException, handler: logging.Handler) -> None:
+    """Put how a run ended into its train.log; the console gets it from whoever catches the error."""
+    meant_for_users = isinstance(error, (HsrTrainError, KeyboardInterrupt))
+    trace = None if meant_for_users else (type(error), error, error.__traceback__)
+    text = str(error) if isinstance(error, HsrTrainError) else describe(error)
+    handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), trace))

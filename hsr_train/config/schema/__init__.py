@@ -1,0 +1,64 @@
+"""The typed experiment: every key a user can type, with its unit, its range and its meaning."""
+
+from hsr_train.config.schema.classify import (
+    CLASSIFY_OPTIMIZERS,
+    ClassifyAugmentationConfig,
+    ClassifyDataConfig,
+    ClassifyExperiment,
+    ClassifyModelConfig,
+    ClassifyOptimizerConfig,
+    ClassifyPredictConfig,
+    ClassifyTrainConfig,
+    TrainerConfig,
+)
+from hsr_train.config.schema.common import (
+    MODES,
+    AdjustConfig,
+    Experiment,
+    ExportConfig,
+    Origin,
+    RecoveryConfig,
+    TensorboardConfig,
+)
+from hsr_train.config.schema.detect import (
+    OPTIMIZERS,
+    AugmentationConfig,
+    DataConfig,
+    DetectExperiment,
+    ModelConfig,
+    OptimizerConfig,
+    PredictConfig,
+    TrainConfig,
+    UltralyticsConfig,
+)
+
+AnyExperiment = DetectExperiment | ClassifyExperiment
+
+__all__ = [
+    "CLASSIFY_OPTIMIZERS",
+    "MODES",
+    "OPTIMIZERS",
+    "AdjustConfig",
+    "AnyExperiment",
+    "AugmentationConfig",
+    "ClassifyAugmentationConfig",
+    "ClassifyDataConfig",
+    "ClassifyExperiment",
+    "ClassifyModelConfig",
+    "ClassifyOptimizerConfig",
+    "ClassifyPredictConfig",
+    "ClassifyTrainConfig",
+    "DataConfig",
+    "DetectExperiment",
+    "Experiment",
+    "ExportConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Origin",
+    "PredictConfig",
+    "RecoveryConfig",
+    "TensorboardConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "UltralyticsConfig",
+]

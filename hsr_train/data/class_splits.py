@@ -1,0 +1,187 @@
+"""Which images each split of a set has, by name, before any is opened.
+
+`class_set` asks; the answer comes from the folders train/, val/ and test/, or from the index files of one fold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hsr_train.config.schema import ClassifyDataConfig
+from hsr_train.data.class_folders import (
+    DEMO,
+    RAW,
+    SPLITS,
+    Layout,
+    class_problems,
+    find_layout,
+    list_classes,
+    some,
+    stranger_problems,
+)
+from hsr_train.data.demo_classes import NUM_FOLDS
+from hsr_train.data.index_files import fold_numbers, index_name, index_names, read_index, read_record
+from hsr_train.errors import InputError, Problem
+
+_WORDS = {"val": ("valid", "validation"), "train": ("training",), "test": ("testing",)}
+
+
+@dataclass
+class FoundSplits:
+    """The splits of a set.
+
+    Attributes:
+        classes: Names; the index is the class id.
+        fold: Which fold it is; None where there are none.
+        images: By split: names relative to the root, `<folder>/<class>/<file>`, by class and name.
+        strangers: Files of class folders that are no images.
+        problems: What forbids to go on.
+        warnings: What is odd.
+        division: What mode=split recorded.
+    """
+
+    classes: list[str]
+    fold: int | None
+    images: dict[str, list[str]] = field(default_factory=dict)
+    strangers: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    division: dict[str, Any] = field(default_factory=dict)
+
+
+def list_folds(config: ClassifyDataConfig) -> list[int]:
+    """Return the folds of a divided set, for `data.fold=all`.
+
+    Raises:
+        InputError: There are none.
+    """
+    if config.raw is None and config.path == DEMO:
+        return list(range(NUM_FOLDS))
+    layout = find_layout(config)
+    if folds := fold_numbers(layout.splits) if layout.raw else []:
+        return folds
+    if layout.raw is None:
+        raise InputError(_no_folds(layout, "all"))
+    raise InputError(_not_divided(layout, "train", 0))
+
+
+def find_splits(layout: Layout, fold: int | str, need: Sequence[str]) -> FoundSplits:
+    """Find the images of the splits to load.
+
+    Args:
+        layout: Where the set lies.
+        fold: What was typed, or the fold of a cross-validation.
+        need: Splits that must be there; where train is among them, the others are wanted too.
+    """
+    wanted = [split for split in SPLITS if split in need or "train" in need]
+    return (
+        _from_folders(layout, fold, need, wanted) if layout.raw is None else _from_indexes(layout, fold, need, wanted)
+    )
+
+
+def _from_folders(layout: Layout, fold: int | str, need: Sequence[str], wanted: Sequence[str]) -> FoundSplits:
+    folders = {split: list_classes(layout.root / split) for split in SPLITS if (layout.root / split).is_dir()}
+    leading = "train" if "train" in folders else next(iter(folders))
+    classes = sorted(folders[leading].images)
+    found = FoundSplits(classes, None)
+    if fold not in (0, "0"):
+        found.problems.append(_no_folds(layout, fold))
+    for split in need:
+        if split not in folders:
+            found.problems.append(_no_split(layout, split))
+    for split, folder in folders.items():
+        if split == leading:
+            found.problems += class_problems(folder, f"data.path ({split})")
+        elif split in wanted:
+            found.problems += class_problems(folder, f"data.path ({split})", complete=False)
+            for name in sorted(set(folder.images) - set(classes)):
+                found.problems.append(
+                    Problem(f"{split}/{name}", "", f"is no class of {leading}, so nothing can learn it",
+                            f"correct the folder's name, or remove it; {leading} has {some(classes, 10)}")
+                )  # fmt: skip
+        if split in wanted:
+            files = [f"{split}/{file}" for name in classes for file in folder.images.get(name, [])]
+            if files or split in need:
+                found.images[split] = files
+            found.strangers += stranger_problems(folder, layout.root)
+            if split in need and not files and split != leading:
+                found.problems.append(Problem(f"data.path ({split})", str(folder.folder), "has no image of any class"))
+    return found
+
+
+def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: Sequence[str]) -> FoundSplits:
+    assert layout.raw is not None
+    folder = list_classes(layout.raw)
+    classes = list(folder.images)
+    found = FoundSplits(
+        classes, None, problems=class_problems(folder, "data.raw" if layout.path == layout.raw else RAW)
+    )
+    if layout.path != layout.raw and (layout.root / "train").is_dir():
+        found.warnings.append(f"{layout.root} holds train/ besides raw/: raw/ and splits/ are used")
+    folds = fold_numbers(layout.splits)
+    number = int(fold) if str(fold).isdecimal() else -1
+    of_fold = [split for split in wanted if split != "test"]
+    if of_fold and (number < 0 or (folds and number not in folds)):
+        allowed = f"one of {', '.join(map(str, folds))}" if folds else "a number from 0"
+        found.problems.append(Problem("data.fold", str(fold), allowed, f"data.fold={folds[0] if folds else 0}"))
+        return found
+    if of_fold:
+        found.fold = number
+    try:
+        found.division = read_record(layout.splits)
+    except InputError as err:
+        found.problems += err.problems
+    present = {f"{layout.raw.name}/{file}" for files in folder.images.values() for file in files}
+    for split in wanted:
+        path = layout.splits / index_name(split, number)
+        if not path.exists():
+            if split in need:
+                found.problems.append(_not_divided(layout, split, number))
+            continue
+        lines, problems = read_index(path, layout.raw.name, present, again=_again(layout, found.division))
+        found.images[split] = sorted(lines, key=lambda line: (line.split("/")[1:2], line))
+        found.problems += problems
+    if "train" in need and not found.problems:
+        named = {line for lines in found.images.values() for line in lines}
+        if added := sorted(present - named - set(found.division.get("left_out", ()))):
+            found.warnings.append(
+                f"{len(added):,} images of {layout.raw} are in no split, so they are not used: {some(added)}; "
+                f"to divide again: {_again(layout, found.division)}"
+            )
+    return found
+
+
+def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
+    """Return the command that divides the set, with the arguments of last time where they are known."""
+    words = [f"mode=split task=classify data.raw={layout.raw}"]
+    plain = ClassifyDataConfig()
+    for key in ("scheme", "folds", "ratio", "seed", "groups"):
+        value = (division or {}).get(key)
+        if value is not None and value != getattr(plain, key):
+            text = json.dumps(value, separators=(",", ":")) if key == "ratio" else str(value)
+            words.append(f"'data.{key}=\"{text}\"'" if key == "groups" else f"data.{key}={text}")
+    return " ".join(words)
+
+
+def _not_divided(layout: Layout, split: str, fold: int) -> Problem:
+    others = index_names(layout.splits)
+    there = f" ({layout.splits} holds {some(others)})" if others else ""
+    return Problem("Index file not found", "", f"{layout.splits / index_name(split, fold)}{there}", _again(layout))
+
+
+def _no_folds(layout: Layout, fold: int | str) -> Problem:
+    return Problem(
+        "data.fold", str(fold), f"{layout.path} has train/ and val/, and no folds",
+        f"data.fold=0, or make folds of its training images: mode=split task=classify data.raw={layout.path / 'train'}",
+    )  # fmt: skip
+
+
+def _no_split(layout: Layout, split: str) -> Problem:
+    for name in _WORDS[split]:
+        if (layout.root / name).is_dir():
+            return Problem("data.path", str(layout.path), f"has no {split}/", f"rename {name}/ to {split}/")
+    remedy = f"mode=split task=classify data.raw={layout.root / 'train'} divides the training images"
+    return Problem("data.path", str(layout.path), f"has no {split}/", remedy if split == "val" else f"add {split}/")

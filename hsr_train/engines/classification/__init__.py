@@ -1,0 +1,1 @@
+"""The engine of `task=classify`: image classifiers of torchvision and timm."""

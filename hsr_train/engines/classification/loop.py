@@ -1,0 +1,236 @@
+"""The epoch loop: train, validate, record, save; one for every policy.
+
+`attempts` sets up what it drives; after a shortage of memory a new attempt begins at the last state.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from hsr_train.config.schema import ClassifyExperiment
+from hsr_train.engines.base import RunContext
+from hsr_train.engines.classification.checkpoint import write_weights
+from hsr_train.engines.classification.evaluate import Outcome, score
+from hsr_train.engines.classification.records import Figures, Records, Times
+from hsr_train.engines.classification.samples import normalise
+from hsr_train.engines.classification.schedule import rate_factor
+from hsr_train.engines.classification.training import Training
+from hsr_train.engines.memory import cause_of, persevere
+from hsr_train.engines.states import Saver, write_state
+from hsr_train.errors import RunError
+from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """Drives one attempt.
+
+    Args:
+        training: Set up, and restored if the run goes on.
+        experiment: With every `auto` decided.
+        records: Where figures go.
+        context: The run's directory, its records, and what to give up when memory runs out.
+        saver: Writes states and weights.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        experiment: ClassifyExperiment,
+        records: Records,
+        context: RunContext,
+        saver: Saver,
+    ) -> None:
+        self.training, self.experiment, self.records = training, experiment, records
+        self.context, self.recovery, self.saver = context, context.recovery, saver
+        self.epochs = experiment.train.epochs
+
+    def train(self) -> int:
+        """Run the remaining epochs and return how many were completed in all."""
+        training = self.training
+        log.info("Dataset sizes: %s", {name: len(split.images) for name, split in training.dataset.splits.items()})
+        log.info("Starting Training")
+        for epoch in range(training.start_epoch, self.epochs):
+            self.recovery.at(TRAINING_STEP, epoch + 1)
+            self.recovery.stop_if_due()
+            self.context.require_records()
+            self.records.begin(epoch)
+            started = time.perf_counter()
+            times = Times()
+            try:
+                figures = self._train_epoch(epoch, times)
+                times.train_s = time.perf_counter() - started
+                if self._finish_epoch(epoch, figures, times, started):
+                    return epoch + 1
+            except OSError as error:
+                if cause_of(error) is not None:
+                    raise
+                cause = str(error).strip().splitlines()[-1]
+                raise RunError(f"The data cannot be read any more in epoch {epoch + 1}: {cause}") from error
+        return self.epochs
+
+    def _train_epoch(self, epoch: int, times: Times) -> tuple[float, float]:
+        """Train one epoch and return mean loss and accuracy over its images."""
+        training = self.training
+        policy, sizes = training.policy, training.step_sizes()
+        total = sum(sizes)
+        training.model.train()
+        policy.begin(epoch)
+        loss_sum = torch.zeros((), dtype=torch.float64)
+        images, pending, hits = 0, 0, 0
+        steps = iter(sizes)
+        step_images = next(steps)
+        bar = self._bar(epoch, total)
+        for pictures, targets, _ in _timed(training.train_loader, times):
+            self.saver.check()
+            self._set_rate(epoch + (images - pending) / max(total, 1))
+            if len(pictures):  # a private step may have drawn none
+                training.seed_step(epoch, images)
+                losses, right = self._backward(pictures, targets, step_images)
+                loss_sum += losses
+                hits += right
+            images += len(pictures)
+            pending += len(pictures)
+            if pending == step_images:
+                self.recovery.at(OPTIMIZER_STEP)
+                policy.step()
+                if training.ema is not None:
+                    training.ema.update_parameters(training.model)
+                self.recovery.at(TRAINING_STEP)
+                pending, step_images = 0, next(steps, 0)
+            bar.update(len(pictures))
+            if policy.is_spent:
+                break
+        bar.close()
+        times.images = images
+        loss = float(loss_sum) / max(images, 1)
+        self._refuse_divergence(epoch, loss)
+        return loss, hits / max(images, 1)
+
+    def _backward(self, pictures: Tensor, targets: Tensor, step_images: int) -> tuple[Tensor, int]:
+        """Add the gradients of a part of a step; return the sum of its losses, and how many scores were right."""
+        training, policy = self.training, self.training.policy
+        batch = normalise(pictures.to(training.device, non_blocking=True), training.inputs.mean, training.inputs.std)
+        targets = targets.to(training.device, non_blocking=True)
+        with policy.autocast():
+            scores = training.forward(batch)
+            losses = functional.cross_entropy(
+                scores.float(),
+                targets,
+                self._class_weights(),
+                reduction="none",
+                label_smoothing=self.experiment.train.label_smoothing,
+            )
+        policy.backward(losses, step_images)
+        wanted = targets if targets.ndim == 1 else targets.argmax(1)  # of blended images the larger share
+        return losses.detach().double().sum().cpu(), int((scores.detach().argmax(1) == wanted).sum())
+
+    def _class_weights(self) -> Tensor | None:
+        weights = self.training.class_weights
+        return None if weights is None else weights.to(self.training.device)
+
+    def _set_rate(self, progress: float) -> None:
+        factor = rate_factor(self.experiment.optimizer, progress, self.epochs)
+        self.rate = self.training.lr * factor
+        for group in self.training.optimizer.param_groups:
+            group["lr"] = self.rate
+
+    def _refuse_divergence(self, epoch: int, loss: float) -> None:
+        finite = all(torch.isfinite(value).all() for value in self.training.evaluated.state_dict().values())
+        if math.isfinite(loss) and finite:
+            return
+        log.warning("Training diverged in epoch %d: losses or weights are no numbers any more (%s)", epoch + 1, loss)
+        raise DivergedError(self.training.lr)
+
+    def _finish_epoch(self, epoch: int, trained: tuple[float, float], times: Times, started: float) -> bool:
+        """Validate, record and save an epoch; return whether training stops early after it."""
+        training, train = self.training, self.experiment.train
+        validating = time.perf_counter()
+        found = self._validate()
+        times.val_s = time.perf_counter() - validating
+        private = training.policy.privacy()
+        figures = Figures(*trained, found.loss, found.accuracy, found.macro_f1, self.rate)
+        if private is not None:
+            figures.epsilon = private["epsilon"]
+        now = found.accuracy if train.best == "accuracy" else found.macro_f1
+        improved = training.best_score is None or now > training.best_score
+        if improved:
+            training.best_score, training.best_epoch, training.patient_since = now, epoch + 1, epoch + 1
+        patient = bool(train.patience) and epoch + 1 - training.patient_since >= train.patience
+        spent = training.policy.is_spent and epoch + 1 < self.epochs
+        stop = patient or spent
+
+        saving = time.perf_counter()
+        self.saver.flush()
+        state = training.snapshot(epochs_done=epoch + 1, stopped=stop, metrics=found.metrics())
+        times.save_s = time.perf_counter() - saving
+        seconds = time.perf_counter() - started
+        self.records.epoch(epoch, figures, times, seconds)
+        self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
+        self.saver.submit(partial(self._save, state))
+        self.records.report(epoch, figures, seconds, improved=improved)
+        if private is not None:
+            log.info(
+                "Epsilon: %.4f at delta %g, after %d steps", private["epsilon"], private["delta"], private["steps"]
+            )
+        if spent:
+            log.info("Stopped: a further step would exceed trainer.target_epsilon")
+        elif stop:
+            log.info("Stopped early: no better val %s for %d epochs", train.best, train.patience)
+        return stop
+
+    def _validate(self) -> Outcome:
+        """Validate; where memory runs out, once more with a smaller batch."""
+        training, recovery = self.training, self.recovery
+
+        def attempt() -> Outcome:
+            recovery.at(VALIDATION)
+            recovery.stop_if_due()
+            loader = training.loader("val", self.experiment.train.val_batch)
+            try:
+                return score(training.evaluated, loader, training.inputs, training.policy.autocast)
+            finally:
+                loader.close()
+
+        found = persevere(attempt, recovery, only=VALIDATION_BATCH)
+        recovery.at(TRAINING_STEP)
+        return found
+
+    def _save(self, state: dict[str, Any]) -> None:
+        """Write a state and then the weights files of its epoch; not in the main thread."""
+        write_state(self.context.run.state, state)
+        write_weights(self.experiment, self.training.inputs, self.context.run, state, self.training.measured_imgsz)
+
+    def _bar(self, epoch: int, total: int) -> Any:
+        return tqdm(
+            total=total,
+            desc=f"Epoch {epoch}/{self.epochs - 1}",
+            unit="image",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+
+def _timed(loader: Any, times: Times) -> Iterator[Any]:
+    """Yield one epoch of batches, adding up the time spent waiting for them."""
+    batches = iter(loader)
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        times.wait_s += time.perf_counter() - asked
+        if batch is None:
+            return
+        yield batch

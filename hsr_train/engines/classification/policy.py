@@ -1,0 +1,101 @@
+"""How a training step is made (`trainer=`): precision, and the scaling of the loss that float16 needs.
+
+The loop calls a policy and knows nothing of it; that of trainer=dp is in `privacy.py`. accelerate carries the
+precisions; only this file imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hsr_train.config.schema import ClassifyExperiment
+from hsr_train.errors import InputError, Problem
+
+PRECISIONS = {"float16": "fp16", "bfloat16": "bf16"}
+
+
+def load_accelerate() -> Any:
+    """Return the module accelerate.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return importlib.import_module("accelerate")
+    except ModuleNotFoundError as error:
+        if error.name != "accelerate":
+            raise
+        remedy = "pip install 'hsr_train[classify]'"
+        raise InputError(Problem("task", "classify", "accelerate is not installed", remedy)) from error
+
+
+class Policy:
+    """One way to make steps.
+
+    Args:
+        experiment: `trainer` and `train.clip_norm`.
+        device: Where the network is.
+    """
+
+    def __init__(self, experiment: ClassifyExperiment, device: torch.device) -> None:
+        accelerate = load_accelerate()
+        trainer = experiment.trainer
+        mixed = PRECISIONS[trainer.amp_dtype] if trainer.name == "mixed_precision" else "no"
+        # One process makes runs of several precisions, one after the other; accelerate remembers the first.
+        accelerate.state.AcceleratorState._reset_state()
+        self._accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+        self._clip_norm = experiment.train.clip_norm
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take charge of an optimizer and its network."""
+        self._model = model
+        self._optimizer: Any = self._accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which scores and loss are computed."""
+        context: AbstractContextManager[None] = self._accelerator.autocast()
+        return context
+
+    def begin(self, epoch: int) -> None:
+        """Make ready for an epoch, counted from 0."""
+
+    def backward(self, losses: Tensor, step_images: int) -> None:
+        """Add the gradients of a part of a step.
+
+        Args:
+            losses: (n,), of each image.
+            step_images: Images of the whole step.
+        """
+        self._accelerator.backward(losses.sum() / step_images)
+
+    def step(self) -> None:
+        """Make the step that the gradients add up to, and forget them."""
+        if self._clip_norm is not None:
+            self._accelerator.clip_grad_norm_(self._model.parameters(), self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no further step may be made."""
+        return False
+
+    def privacy(self) -> dict[str, Any] | None:
+        """Return how private the weights are by now; None: not at all."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Return what resuming needs."""
+        scaler = self._accelerator.scaler
+        return {"scaler": scaler.state_dict() if scaler is not None else {}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` returned, unless the precision is another one by now."""
+        scaler = self._accelerator.scaler
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
