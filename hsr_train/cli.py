@@ -160,7 +160,7 @@ class _Job:
         self.multirun = multirun
         self.supervise = supervise
         self.config_dir: str | None = args.config_dir
-        self.task = next((word.removeprefix("task=") for word in args.overrides if word.startswith("task=")), "detect")
+        self.task = ["detect", *(word.removeprefix("task=") for word in args.overrides if word.startswith("task="))][-1]
         self.config_name: str | None = args.config_name
         self.checked: dict[tuple[str, ...], Experiment] = {}
         self.failures: list[HsrTrainError] = []

@@ -307,6 +307,8 @@ def test_private_training_reports_all_it_cannot_have_at_once() -> None:
 
 
 def test_precision_without_mixed_precision_is_refused() -> None:
+    for key in ("trainer.target_epsilon=3", "trainer.noise_multiplier=1", "trainer.max_grad_norm=2"):
+        assert "has no effect without trainer=dp" in problems(key)[key.partition("=")[0]].allowed
     assert "has no effect with trainer=standard" in problems("trainer.amp_dtype=bfloat16")["trainer.amp_dtype"].allowed
 
 

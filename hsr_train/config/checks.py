@@ -20,6 +20,10 @@ from hsr_train.errors import Problem
 WEIGHT_WORDS = ("auto", "pretrained", "scratch")
 VERBS_WITH_WEIGHTS = ("validate", "predict", "export")
 
+PRIVACY_KEYS = tuple(
+    f"trainer.{name}" for name in ("noise_multiplier", "max_grad_norm", "target_epsilon", "target_delta")
+)
+
 
 def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[Decision]]:
     """Check an experiment and put its values into their normal form, in place.
@@ -82,7 +86,14 @@ def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
                     "blends images, and trainer=dp bounds what one image can do", f"augmentation.{key}=0")
             for key in mixed
         ]  # fmt: skip
-    elif e.trainer.name != "mixed_precision" and "trainer.amp_dtype" in typed:
+    else:
+        problems += [
+            Problem(key, shown(getattr(e.trainer, key.removeprefix("trainer."))), "has no effect without trainer=dp",
+                    "trainer=dp, or leave it out")
+            for key in PRIVACY_KEYS
+            if key in typed
+        ]  # fmt: skip
+    if e.trainer.name != "mixed_precision" and "trainer.amp_dtype" in typed:
         allowed = f"has no effect with trainer={e.trainer.name}"
         problems.append(Problem("trainer.amp_dtype", e.trainer.amp_dtype, allowed, "trainer=mixed_precision"))
     return problems

@@ -245,7 +245,8 @@ def _gpu_numbers(values: list[Any]) -> list[int] | None:
 def _what_there_is(machine: Machine) -> str:
     if machine.gpus:
         return "this machine has " + "; ".join(f"GPU {gpu.index} ({gpu})" for gpu in machine.gpus)
-    return f"this machine has no GPU ({machine.gpu_note})" if machine.gpu_note else "this machine has no GPU"
+    note = f" ({machine.gpu_note})" if machine.gpu_note else ""
+    return f"CUDA not available: this machine has no GPU{note}"
 
 
 def _device_remedy(machine: Machine) -> str:
