@@ -30,6 +30,7 @@ from hsr_train.engines.memory import cause_of, persevere
 from hsr_train.engines.states import Saver, write_state
 from hsr_train.errors import RunError
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
+from hsr_train.run.atomic import DISK_FULL
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Loop:
                 if self._finish_epoch(epoch, figures, times, started):
                     return epoch + 1
             except OSError as error:
-                if cause_of(error) is not None:
+                if cause_of(error) is not None or error.errno in DISK_FULL:
                     raise
                 cause = str(error).strip().splitlines()[-1]
                 raise RunError(f"The data cannot be read any more in epoch {epoch + 1}: {cause}") from error
@@ -88,8 +89,10 @@ class Loop:
         total = sum(sizes)
         training.model.train()
         policy.begin(epoch)
-        loss_sum = torch.zeros((), dtype=torch.float64)
-        images, pending, hits = 0, 0, 0
+        # On the device, so that no step waits for its figures.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
+        hits = torch.zeros((), dtype=torch.int64, device=training.device)
+        images, pending = 0, 0
         steps = iter(sizes)
         step_images = next(steps)
         bar = self._bar(epoch, total)
@@ -117,9 +120,9 @@ class Loop:
         times.images = images
         loss = float(loss_sum) / max(images, 1)
         self._refuse_divergence(epoch, loss)
-        return loss, hits / max(images, 1)
+        return loss, int(hits) / max(images, 1)
 
-    def _backward(self, pictures: Tensor, targets: Tensor, step_images: int) -> tuple[Tensor, int]:
+    def _backward(self, pictures: Tensor, targets: Tensor, step_images: int) -> tuple[Tensor, Tensor]:
         """Add the gradients of a part of a step; return the sum of its losses, and how many scores were right."""
         training, policy = self.training, self.training.policy
         batch = normalise(pictures.to(training.device, non_blocking=True), training.inputs.mean, training.inputs.std)
@@ -135,7 +138,7 @@ class Loop:
             )
         policy.backward(losses, step_images)
         wanted = targets if targets.ndim == 1 else targets.argmax(1)  # of blended images the larger share
-        return losses.detach().double().sum().cpu(), int((scores.detach().argmax(1) == wanted).sum())
+        return losses.detach().double().sum(), (scores.detach().argmax(1) == wanted).sum()
 
     def _class_weights(self) -> Tensor | None:
         weights = self.training.class_weights
