@@ -249,7 +249,7 @@ def test_end_of_the_ladder_is_one_clear_line_and_the_run_can_go_on(
     quick: Train, fail: Fail, tmp_path: Path, whole_run: Path
 ) -> None:
     fail(torch.Tensor, "backward", *range(1, 99), epoch=2)
-    with pytest.raises(RunError, match=r"(?s)Out of GPU memory in epoch 2.*batch 2.*Nothing is left.*model=yolov8n"):
+    with pytest.raises(RunError, match=r"(?s)Out of GPU memory in epoch 2.*batch 2.*Nothing is left.*model="):
         quick(recovery__min_imgsz=64)
     (run,) = (tmp_path / "out" / "detect").iterdir()
     assert (read_json(run / "status.json")["state"], len(rows(run))) == ("failed", 1)
@@ -260,7 +260,7 @@ def test_end_of_the_ladder_is_one_clear_line_and_the_run_can_go_on(
 def test_recovery_that_is_switched_off_ends_the_run(quick: Train, fail: Fail) -> None:
     fail(torch.Tensor, "backward", 2)
     with pytest.raises(RunError, match=r"Out of GPU memory in epoch 1.*recovery.enabled=true"):
-        quick(recovery__enabled="false")
+        quick(recovery__enabled="false", recovery__min_imgsz=None)
 
 
 def test_least_batch_is_kept(quick: Train, fail: Fail) -> None:

@@ -858,7 +858,9 @@ def stop_in_mid_run(words: list[str], tmp_path: Path, signum: int, *, group: boo
     assert left_behind(process.pid) == []
     if signum != signal.SIGKILL:
         assert "Traceback" not in errors
-        assert errors.rstrip().splitlines()[-1].endswith("Stopped by Ctrl-C" if signum == signal.SIGINT else "SIGTERM")
+        stopped, way_on = errors.rstrip().splitlines()[-2:]
+        assert stopped.endswith("Stopped by Ctrl-C" if signum == signal.SIGINT else "SIGTERM")
+        assert "To go on: python -m hsr_train resume=" in way_on
     return run, process.returncode
 
 

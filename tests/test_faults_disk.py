@@ -31,7 +31,7 @@ from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.engines.states import STATE_VERSION, newest_state, state_files, write_state
-from hsr_train.errors import InputError
+from hsr_train.errors import InputError, RunError
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.log import TrainLogHandler
 from hsr_train.run.status import StatusWriter
@@ -312,7 +312,7 @@ def test_directory_that_is_removed_in_mid_run_ends_it_with_one_line(
 
 def test_heartbeat_does_not_bring_a_removed_directory_back(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "detect", "demo")
-    with StatusWriter(run, interval_s=0.001) as status:
+    with pytest.raises(RunError, match="the run's directory is gone"), StatusWriter(run, interval_s=0.001) as status:
         vanish(run.path)
         status.progress(epoch=1)
         time.sleep(0.05)

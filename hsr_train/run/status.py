@@ -6,6 +6,7 @@ reads the file to find runs that can be continued.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -142,9 +143,19 @@ class StatusWriter:
             self._complained = True
 
     def _write(self) -> None:
+        """Write the file, and no directory for it: one that was removed stays away.
+
+        Raises:
+            RunError: The disk refused, or the run's directory is gone.
+        """
         with self._guard:
             self._fields["updated"] = self._now()
-            write_json(self.path, self._fields)
+            try:
+                if not self.path.parent.is_dir():
+                    raise FileNotFoundError(errno.ENOENT, "the run's directory is gone")
+                write_json(self.path, self._fields)
+            except OSError as error:  # it may also go while the file is being written
+                raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
