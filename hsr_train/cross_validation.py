@@ -24,7 +24,7 @@ from hsr_train.config.saved import plain
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Engine, Plan, Result
 from hsr_train.engines.registry import load_engine
-from hsr_train.errors import InputError, Problem
+from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.execution import execute
 from hsr_train.hardware import detect
 from hsr_train.run.atomic import write_json, write_text
@@ -32,6 +32,7 @@ from hsr_train.run.charts import folds_chart
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.log import success
 from hsr_train.run.status import is_alive, read_status
+from hsr_train.verification import check_fingerprints
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +114,16 @@ def cross_validate(experiment: Any, perform: Perform, again: Callable[[list[str]
     division = perform(_divide, experiment)
     folds = _find_or_begin(experiment, division)
     log.info("Cross-validation of %d folds: %s", len(division.numbers), folds.home)
-    for fold in division.numbers:
-        _train_fold(experiment, folds, fold, perform, again)
-    result: Result = perform(partial(_sum_up, folds=folds), experiment)
+    done = [fold for fold, path in folds.runs.items() if _is_complete(path)]
+    if done:
+        perform(partial(_require_same_data, folds=folds, done=done), experiment)
+    try:
+        for fold in division.numbers:
+            _train_fold(experiment, folds, fold, perform, again)
+        result: Result = perform(partial(_sum_up, folds=folds), experiment)
+    except (HsrTrainError, KeyboardInterrupt) as error:
+        error.add_note("To go on with all folds: type the same command again")
+        raise
     folds.is_complete = True
     folds.save()
     success(log, "Done: %s", folds.home)
@@ -129,6 +137,23 @@ def _divide(experiment: Any) -> _Division:
     plan = engine.prepare(_of_fold(experiment, numbers[0]), detect(), Decisions())
     assert plan.run_name is not None
     return _Division(plan.run_name.removesuffix(f"_fold_{numbers[0]}"), numbers)
+
+
+def _is_complete(path: Path) -> bool:
+    return is_run(path) and (read_status(path / "status.json") or {}).get("state") == "completed"
+
+
+def _require_same_data(experiment: Any, folds: _Folds, done: list[int]) -> None:
+    """Refuse to put folds together that were trained on different data.
+
+    Raises:
+        InputError: An image changed since a fold was trained.
+    """
+    engine = _engine(experiment)
+    for fold in done:
+        one = _of_fold(experiment, fold)
+        one.origin.resume_from = str(folds.runs[fold])  # everything is read again, whatever its dates say
+        check_fingerprints(engine.prepare(one, detect(), Decisions()), RunDirectory(folds.runs[fold]))
 
 
 def _sum_up(experiment: Any, folds: _Folds) -> Result:
@@ -175,6 +200,8 @@ def _find_or_begin(experiment: Any, division: _Division) -> _Folds:
         if found.config == config and not found.is_complete and list(found.runs) == numbers:
             log.info("Going on with %s", record.parent)
             return found
+        if found.config == config and found.is_complete:
+            log.warning("The same was done before: %s; all folds are trained anew", record.parent)
     home = RunDirectory.create(Path(experiment.output_dir), experiment.task, name).path
     suffix = home.name.removeprefix(name)
     begun = _Folds(home, config, {fold: parent / f"{division.name}_fold_{fold}{suffix}" for fold in numbers})

@@ -117,7 +117,8 @@ class StatusWriter:
             self._write()
         except RunError as error:
             self._error = error
-            log.error("The run's end is not recorded: %s", error)
+            level = logging.ERROR if self.path.parent.is_dir() else logging.DEBUG  # its removal is told elsewhere
+            log.log(level, "The run's end is not recorded: %s", error)
         finally:
             self._ended.set()
 

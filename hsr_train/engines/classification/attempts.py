@@ -58,6 +58,9 @@ class Attempts:
             try:
                 for note in training.notes:
                     log.info("%s", note)
+                if experiment.train.freeze:
+                    trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
+                    log.info("train.freeze=%s: %s parameters are trained", experiment.train.freeze, f"{trained:,}")
                 require_space(training.model, context.run)
                 extended = _extend(training, state) if state else False
                 if state:

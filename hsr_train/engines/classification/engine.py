@@ -16,6 +16,7 @@ from hsr_train.engines.classification.ensemble import evaluate_together
 from hsr_train.engines.classification.evaluate import score
 from hsr_train.engines.classification.export import export_classifier
 from hsr_train.engines.classification.network import load_network
+from hsr_train.engines.classification.policy import precision
 from hsr_train.engines.classification.predict import predict
 from hsr_train.engines.classification.preparation import prepare
 from hsr_train.engines.classification.reports import Evaluation, confusion_picture, write_reports
@@ -140,7 +141,8 @@ class ClassificationEngine:
                 pin=inputs.device != "cpu",
             )
             try:
-                outcome = score(load_network(file, plan.inputs.device), loader, inputs)
+                network = load_network(file, inputs.device)
+                outcome = score(network, loader, inputs, precision(experiment, inputs.device))
             finally:
                 loader.close()
             return Evaluation(split, inputs.classes, outcome.targets, outcome.probabilities, part.images, outcome.loss)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from hsr_train.engines.classification.samples import normalise
 from hsr_train.engines.classification.training import samples
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.atomic import atomic_path, write_json
+
+log = logging.getLogger(__name__)
 
 MOST_IMAGES = 64
 TOLERANCE = 1e-3
@@ -95,6 +98,7 @@ def export_classifier(
                 "size_bytes": path.stat().st_size,
             }
         )
+        log.info("%s: %s agrees with %s on %d images (at most %.1g)", name, path, file.name, len(batch), difference)
     about = {"classes": inputs.classes, "imgsz": experiment.train.imgsz, "mean": inputs.mean, "std": inputs.std}
     write_json(folder / f"{file.stem}.json", {**about, "input": "RGB / 255, minus mean, divided by std"})
     return done

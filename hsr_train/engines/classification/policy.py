@@ -7,7 +7,9 @@ precisions; only this file imports it.
 from __future__ import annotations
 
 import importlib
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +34,14 @@ def load_accelerate() -> Any:
             raise
         remedy = "pip install 'hsr_train[classify]'"
         raise InputError(Problem("task", "classify", "accelerate is not installed", remedy)) from error
+
+
+def precision(experiment: ClassifyExperiment, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what makes the context in which a network is evaluated: as in training, so that figures agree."""
+    if experiment.trainer.name != "mixed_precision":
+        return nullcontext
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[experiment.trainer.amp_dtype]
+    return partial(torch.autocast, torch.device(device).type, dtype=dtype)
 
 
 class Policy:

@@ -96,4 +96,8 @@ def predict(experiment: ClassifyExperiment, inputs: ClassifyInputs, model: objec
     write_picture(run.path / "predictions.jpg", prediction_sheet(images, found.probabilities, inputs.classes))
     counts = np.bincount(found.probabilities.argmax(1), minlength=len(inputs.classes))
     width = max(len(name) for name in inputs.classes)
-    return [f"{name:{width}} {count:6,}" for name, count in zip(inputs.classes, counts, strict=True) if count]
+    lines = [f"{name:{width}} {count:6,}" for name, count in zip(inputs.classes, counts, strict=True) if count]
+    if len(images) == 1:
+        order = np.argsort(-found.probabilities[0], kind="stable")[: experiment.predict.top]
+        lines = [f"{inputs.classes[i]:{width}} {found.probabilities[0][i]:.4f}" for i in order]
+    return [*lines, f"Probabilities of every image: {run.path / 'predictions.csv'}"]

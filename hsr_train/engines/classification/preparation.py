@@ -118,6 +118,8 @@ def _decide_device(experiment: ClassifyExperiment, machine: Machine, decisions: 
     if device == "cpu" and trainer.name == "mixed_precision" and trainer.amp_dtype == "float16":
         trainer.amp_dtype = "bfloat16"
         decisions.record("trainer.amp_dtype", "bfloat16", "float16 is not for training on a CPU")
+    if device == "cpu" and trainer.name == "mixed_precision":
+        log.warning("trainer=mixed_precision is for GPUs: most CPUs are much slower with it than with trainer=standard")
     return device
 
 

@@ -56,7 +56,8 @@ def read_picture(path: Path, least_side: int | None = None) -> Picture:
     with quiet_decoder():
         try:
             picture = _decoded(raw, path.suffix.lower().removeprefix("."), least_side)
-        except (cv2.error, OSError, ValueError, SyntaxError):
+        # The last one: ultralytics, where it was imported before, makes Pillow ask for a plug-in.
+        except (cv2.error, OSError, ValueError, SyntaxError, ModuleNotFoundError):
             picture = None
     if picture is None:
         raise RunError(f"Error loading image {path}: it cannot be decoded any more")
