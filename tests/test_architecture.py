@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "data": {"config.schema", "run.atomic", *COMMON},
     "engines.base": {"config.schema", "run", "recovery", "hardware", *COMMON},
     "engines.registry": {"engines.base", *COMMON},
-    "engines.memory": {"recovery", "run.changes", *COMMON},
+    "engines.memory": {"recovery", "run.atomic", "run.changes", *COMMON},
     "engines.states": {"run", *COMMON},
     "errors": set(),
     "decisions": set(),

@@ -10,12 +10,15 @@ import gc
 import logging
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
+from hsr_train.errors import RunError
 from hsr_train.recovery import DivergedError, Recovery, ReplayDueError
+from hsr_train.run.atomic import DISK_FULL
 from hsr_train.run.changes import DIVERGED, GPU_MEMORY, HOST_MEMORY
 
 log = logging.getLogger(__name__)
@@ -74,6 +77,25 @@ def persevere(attempt: Callable[[], T], recovery: Recovery, *, only: str | None 
             _forget(error)
         free_memory()
         recovery.take(cause, rate=rate)
+
+
+@contextmanager
+def data_errors_named(epoch: int) -> Iterator[None]:
+    """Say in one line that the data cannot be read any more; shortages and full disks pass as they are.
+
+    Args:
+        epoch: Counted from 1.
+
+    Raises:
+        RunError: Reading failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if cause_of(error) is not None or error.errno in DISK_FULL:
+            raise
+        cause = str(error).strip().splitlines()[-1]  # a loader worker's error has its traceback as text
+        raise RunError(f"The data cannot be read any more in epoch {epoch}: {cause}") from error
 
 
 def free_memory() -> None:

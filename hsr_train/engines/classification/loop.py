@@ -26,11 +26,9 @@ from hsr_train.engines.classification.records import Figures, Records, Times
 from hsr_train.engines.classification.samples import normalise
 from hsr_train.engines.classification.schedule import rate_factor
 from hsr_train.engines.classification.training import Training
-from hsr_train.engines.memory import cause_of, persevere
+from hsr_train.engines.memory import data_errors_named, persevere
 from hsr_train.engines.states import Saver, write_state
-from hsr_train.errors import RunError
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
-from hsr_train.run.atomic import DISK_FULL
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +68,11 @@ class Loop:
             self.records.begin(epoch)
             started = time.perf_counter()
             times = Times()
-            try:
+            with data_errors_named(epoch + 1):
                 figures = self._train_epoch(epoch, times)
                 times.train_s = time.perf_counter() - started
                 if self._finish_epoch(epoch, figures, times, started):
                     return epoch + 1
-            except OSError as error:
-                if cause_of(error) is not None or error.errno in DISK_FULL:
-                    raise
-                cause = str(error).strip().splitlines()[-1]
-                raise RunError(f"The data cannot be read any more in epoch {epoch + 1}: {cause}") from error
         return self.epochs
 
     def _train_epoch(self, epoch: int, times: Times) -> tuple[float, float]:

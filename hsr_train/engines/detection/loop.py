@@ -28,11 +28,10 @@ from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.schedule import Schedule, effective_batch
 from hsr_train.engines.detection.state import snapshot
 from hsr_train.engines.detection.trainer import RunTrainer
-from hsr_train.engines.memory import cause_of, persevere
+from hsr_train.engines.memory import data_errors_named, persevere
 from hsr_train.engines.states import Saver, write_state
-from hsr_train.errors import RunError
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
-from hsr_train.run.atomic import DISK_FULL, write_bytes
+from hsr_train.run.atomic import write_bytes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.log import success
 
@@ -110,17 +109,11 @@ class Loop:
             self.context.require_records()
             started = time.perf_counter()
             times = EpochTimes()
-            try:
+            with data_errors_named(epoch + 1):
                 losses = self._train_epoch(epoch, times)
                 times.train_s = time.perf_counter() - started
                 if self._finish_epoch(epoch, losses, times, started):
                     return epoch + 1
-            except OSError as error:
-                if cause_of(error) is not None or error.errno in DISK_FULL:
-                    raise
-                # A worker's error has its traceback as text.
-                cause = str(error).strip().splitlines()[-1]
-                raise RunError(f"The data cannot be read any more in epoch {epoch + 1}: {cause}") from error
         return int(trainer.epochs)
 
     def _train_epoch(self, epoch: int, times: EpochTimes) -> dict[str, float]:
