@@ -82,6 +82,7 @@ def traces(root: Path, **more: object) -> Traces:
     environment = {
         "HOME": str(root / "home"),
         "TMPDIR": str(root / "tmp"),
+        "TORCHINDUCTOR_CACHE_DIR": str(root / "tmp" / "torchinductor_cache"),  # torch sets it for good once asked
         "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(root / "site")]),
         "HSR_TRAIN_TEST_EVENTS": str(root / "events"),
         **{f"XDG_{kind}_HOME": "" for kind in ("CACHE", "CONFIG", "DATA", "STATE")},
