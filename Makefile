@@ -29,11 +29,14 @@ lint: $(VENV)/.full  ## ruff, format and strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes, a thread each: small networks gain little from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint  ## lint, then the fast tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(VENV)/.full  ## the tests that take minutes
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(PYTEST) -m 'slow and not gpu'
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

@@ -47,24 +47,26 @@ def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
     Returns:
         The exit status. Defects of ours are raised, with their traceback.
     """
+    from hsr_train.processes import is_first, rank
     from hsr_train.run.log import configure_console
 
-    configure_console()
+    configure_console(logging.INFO if is_first() else logging.ERROR)
     try:
         with _stoppable():
             _command(list(sys.argv[1:] if argv is None else argv), supervise)
     except HsrTrainError as error:
-        log.error("%s", error)
-        _tell_notes(error)
+        if is_first():
+            log.error("%s", error)
+            _tell_notes(error)
+        elif not isinstance(error, InputError):  # the first process has the same input, and says what is wrong
+            log.error("Process %d: %s", rank(), error)
         return error.exit_status
-    except Terminated as stop:
-        log.error("Stopped by SIGTERM")
-        _tell_notes(stop)
-        return 143
-    except KeyboardInterrupt as stop:
-        log.error("Stopped by Ctrl-C")
-        _tell_notes(stop)
-        return 130
+    except (Terminated, KeyboardInterrupt) as stop:
+        by_term = isinstance(stop, Terminated)
+        if is_first():
+            log.error("Stopped by %s", "SIGTERM" if by_term else "Ctrl-C")
+            _tell_notes(stop)
+        return 143 if by_term else 130
     except SystemExit as stop:  # Hydra's --help and argparse end this way.
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
@@ -193,6 +195,9 @@ class _Job:
             return error
 
     def _run(self, experiment: Experiment) -> Any:
+        from hsr_train.processes import require_fit
+
+        require_fit(experiment, multirun=self.multirun)
         if experiment.is_cross_validation:
             from hsr_train.cross_validation import cross_validate
 

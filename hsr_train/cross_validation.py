@@ -27,6 +27,7 @@ from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.execution import execute
 from hsr_train.hardware import detect
+from hsr_train.processes import require_fit
 from hsr_train.run.atomic import write_json, write_text
 from hsr_train.run.charts import folds_chart
 from hsr_train.run.directory import RunDirectory, is_run
@@ -63,6 +64,7 @@ class FoldEngine(Engine, Protocol):
 
 def execute_any(experiment: Any) -> Result:
     """Do what an experiment asks in this process: `hsr_train.execute`."""
+    require_fit(experiment)
     if not experiment.is_cross_validation:
         return execute(experiment)
     from hsr_train.config.compose import compose

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hsr_train import processes
 from hsr_train.bookkeeping import (
     describe,
     earlier_seconds,
@@ -28,7 +29,7 @@ from hsr_train.bookkeeping import (
 from hsr_train.config import saved
 from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
-from hsr_train.engines.base import Engine, Plan, Result, RunContext
+from hsr_train.engines.base import Engine, Plan, Result, RunContext, SharedEngine
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
 from hsr_train.hardware import detect
@@ -56,12 +57,17 @@ def execute(experiment: Experiment) -> Result:
         experiment: From `compose`; not changed.
 
     Returns:
-        What the run achieved; `run_dir` is None for mode=check, split, compare and tensorboard.
+        What the run achieved; `run_dir` is None for mode=check, split, compare and tensorboard, and in a
+        process that only assists another one.
 
     Raises:
         InputError: The input is at fault; for most causes before a directory is made.
         RunError: The run could not go on, or, a NotReproducedError, a reproduction came out different.
     """
+    processes.require_fit(experiment)
+    if not processes.is_first():
+        cast(SharedEngine, load_engine(experiment.task)).assist(experiment, detect())
+        return Result(run_dir=None, status="assisted")
     output_dir = Path(experiment.output_dir).expanduser().absolute()
     if experiment.mode == "compare":
         print(comparison(experiment))
@@ -159,7 +165,7 @@ def _run(
         error, result = describe(failure), so_far(run)
         if experiment.mode == "train" and run.config_yaml.is_file():
             when = "" if outcome == "interrupted" else " when the cause is gone"
-            failure.add_note(f"To go on{when}: python -m hsr_train resume={run.path}")
+            failure.add_note(f"To go on{when}: {processes.command()} resume={run.path}")
         raise
     finally:
         if experiment.mode == "train":

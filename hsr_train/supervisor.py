@@ -28,6 +28,7 @@ import psutil
 from hsr_train.config.schema import Experiment
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware.oom_kills import OomKills, read_oom_kills
+from hsr_train.processes import num_processes
 from hsr_train.recovery import ADVICE, KILLED
 from hsr_train.run.atomic import write_json
 from hsr_train.run.changes import HOST_MEMORY, RESUMED, read_changes
@@ -121,6 +122,8 @@ def supervised(
 
 def _obstacle() -> str | None:
     """Return why this process must not be forked for a run, or None."""
+    if num_processes() > 1:
+        return "several processes train together, and end together"
     if sys.platform != "linux":
         return "only Linux counts what the kernel kills for memory"
     if "torch" in sys.modules:

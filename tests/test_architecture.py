@@ -24,7 +24,7 @@ MODULES = {
 }
 MOST_LINES = 400
 
-COMMON = {"errors", "decisions"}
+COMMON = {"errors", "decisions", "processes"}
 # Each room and what it may import of the package besides itself; an engine is a room of its own.
 MAY_IMPORT = {
     "": {"config", "cross_validation"},
@@ -55,6 +55,7 @@ MAY_IMPORT = {
         "verification",
         *COMMON,
     },
+    "processes": COMMON,
     "verification": {"config.schema", "run", "recovery", "engines.base", *COMMON},
     "config": {
         "",

@@ -37,7 +37,7 @@ from torch.nn import functional
 
 import hsr_train
 from hsr_train.config import saved
-from hsr_train.engines.classification import attempts, engine, loop
+from hsr_train.engines.classification import attempts, engine, keeping, loop
 from hsr_train.engines.classification.loop import Loop
 from hsr_train.engines.classification.samples import EpochLoader
 from hsr_train.engines.classification.training import Training
@@ -123,7 +123,7 @@ def test_run_stopped_before_its_first_state_begins_again(quick: Train, whole: Pa
 def test_run_stopped_between_state_and_weights_makes_the_weights_again(
     quick: Train, whole: Path, tmp_path: Path
 ) -> None:
-    run = stopped(quick, tmp_path, 2, loop, "write_weights")
+    run = stopped(quick, tmp_path, 2, keeping, "write_weights")
     assert (state_of(run)["epochs_done"], weights_of(run, "last")["epoch"]) == (2, 1)
     with failing(Training, "seed_step", 1, error=STOPPED), pytest.raises(KeyboardInterrupt):
         resume(run)

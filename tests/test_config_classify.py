@@ -260,7 +260,7 @@ VALUES = [
     ("optimizer.schedule=one_cycle", "optimizer.schedule", "one_cycle"),
     ("optimizer.schedule=cos", "optimizer.schedule", "must be one of cosine, step, one_cycle, constant"),
     ("model.num_classes=1", "model.num_classes", "must be at least 2"),
-    ("trainer.name=amp", "trainer.name", "must be one of standard, mixed_precision, dp"),
+    ("trainer.name=amp", "trainer.name", "must be one of standard, mixed_precision, accelerate, dp"),
     ("trainer.gradient_accumulation_steps=0", "trainer.gradient_accumulation_steps", "must be at least 1"),
     ("predict.top=0", "predict.top", "must be at least 1"),
 ]

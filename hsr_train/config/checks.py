@@ -93,9 +93,11 @@ def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
             for key in PRIVACY_KEYS
             if key in typed
         ]  # fmt: skip
-    if e.trainer.name != "mixed_precision" and "trainer.amp_dtype" in typed:
+    if e.trainer.name not in ("mixed_precision", "accelerate") and "trainer.amp_dtype" in typed:
         allowed = f"has no effect with trainer={e.trainer.name}"
         problems.append(Problem("trainer.amp_dtype", e.trainer.amp_dtype, allowed, "trainer=mixed_precision"))
+    if e.trainer.name == "mixed_precision" and e.trainer.amp_dtype == "no":
+        problems.append(Problem("trainer.amp_dtype", "no", "is no mixed precision", "trainer=standard"))
     return problems
 
 

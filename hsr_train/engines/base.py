@@ -160,3 +160,11 @@ class Engine(Protocol):
             InputError: Every state is damaged.
         """
         ...
+
+
+class SharedEngine(Engine, Protocol):
+    """An engine whose training several processes may share (`hsr_train.processes`)."""
+
+    def assist(self, experiment: Any, machine: Machine) -> None:
+        """Do this process's share of a training whose directory and records the first process has."""
+        ...

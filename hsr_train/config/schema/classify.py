@@ -56,7 +56,7 @@ class ClassifyTrainConfig:
     """How long, how large and on what the training runs."""
 
     epochs: int = knob(15, "Passes over the training set.", ge=1)
-    batch: int = knob(32, "Images per forward pass.", ge=1)
+    batch: int = knob(32, "Images per forward pass; of each process, where several train together.", ge=1)
     imgsz: int = knob(224, "Side of the square network input in pixels.", ge=32)
     patience: int = knob(0, "Epochs without a better validation score before stopping early; 0 never stops.", ge=0)
     best: str = knob("accuracy", "What best.pt is chosen by, on val.", choices=("accuracy", "macro_f1"))
@@ -118,9 +118,9 @@ class ClassifyAugmentationConfig:
 class TrainerConfig:
     """The policy of the training step: precision, processes, privacy."""
 
-    name: str = knob("standard", "How a step is made.", choices=("standard", "mixed_precision", "dp"))
+    name: str = knob("standard", "How a step is made.", choices=("standard", "mixed_precision", "accelerate", "dp"))
     amp_dtype: str = knob(
-        "float16", "mixed_precision: the type that activations have.", choices=("float16", "bfloat16", "no")
+        "float16", "mixed_precision, accelerate: the type that activations have.", choices=("float16", "bfloat16", "no")
     )
     gradient_accumulation_steps: int = knob(1, "Batches of train.batch images to an optimizer step.", ge=1)
     noise_multiplier: float | None = knob(None, "dp: noise relative to max_grad_norm; null: from target_epsilon.", gt=0)
@@ -142,6 +142,11 @@ class ClassifyExperiment(Experiment):
 
     RATE_KEY: ClassVar[str] = "optimizer.lr"
     PRECISION: ClassVar[tuple[str, Any, Any]] = ("trainer.name", "mixed_precision", "standard")
+
+    @property
+    def not_shared(self) -> tuple[str, str, str] | None:
+        """See the parent."""
+        return None if self.trainer.name == "accelerate" else ("trainer", self.trainer.name, "trainer=accelerate")
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
     model: ClassifyModelConfig = field(default_factory=ClassifyModelConfig)

@@ -136,6 +136,11 @@ class Experiment:
     origin: Origin = field(default_factory=Origin, metadata={"omegaconf_ignore": True})
 
     @property
+    def not_shared(self) -> tuple[str, str, str] | None:
+        """Why several processes cannot train it together: key, value, and what to do; None if they can."""
+        return "task", self.task, "start it with python -m hsr_train"
+
+    @property
     def is_cross_validation(self) -> bool:
         """Whether it stands for one run per fold (`data.fold=all`)."""
         return self.mode == "train" and getattr(getattr(self, "data", None), "fold", None) == "all"

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from hsr_train.config.schema import ClassifyExperiment
 from hsr_train.engines.base import Plan, RunContext
 from hsr_train.engines.classification.checkpoint import write_weights
+from hsr_train.engines.classification.keeping import Keeper, Silent
 from hsr_train.engines.classification.loop import Loop
 from hsr_train.engines.classification.records import Records
+from hsr_train.engines.classification.together import Together
 from hsr_train.engines.classification.training import Training
+from hsr_train.engines.memory import cause_of, persevere
 from hsr_train.engines.states import Saver, newest_state, require_space
-from hsr_train.recovery import START
+from hsr_train.errors import RunError
+from hsr_train.recovery import START, DivergedError, Recovery
 from hsr_train.run.results import last_epoch
 
 log = logging.getLogger(__name__)
@@ -35,12 +41,31 @@ class Trained:
 
 
 class Attempts:
-    """The attempts of one process at one run."""
+    """The attempts of the process that has the run's directory."""
 
     def __init__(self, plan: Plan, context: RunContext) -> None:
         assert isinstance(plan.experiment, ClassifyExperiment)
         self.experiment, self.inputs, self.context = plan.experiment, plan.inputs, context
+        self.together = Together(self.inputs.device)
         self._purge = context.resuming
+
+    def all(self) -> Trained:
+        """Make attempts until one succeeds.
+
+        Raises:
+            RunError: Nothing is left to give up; or memory ran out in one of several processes, which cannot go back
+                together.
+        """
+        if self.together.count == 1:
+            return persevere(self.next, self.context.recovery)
+        log.info(
+            "%d processes share each batch of %d x %d images",
+            self.together.count, self.together.count, self.experiment.train.batch,
+        )  # fmt: skip
+        with shortage_named(self.together, self.experiment, self.context.recovery):
+            trained = self.next()
+        self.together.leave()
+        return trained
 
     def next(self) -> Trained:
         """Train from the newest state to the end."""
@@ -53,16 +78,13 @@ class Attempts:
             log.info("Going on after epoch %d of %d", done, experiment.train.epochs)
         elif self._purge:
             log.info("There is no state yet: training begins at epoch 1")
+        self._say_if_others(state)
+        self.together.of_first((experiment, self.inputs, recovery.changes, state))
         with Saver() as saver:
-            training = Training(experiment, self.inputs, recovery, state)
+            training = Training(experiment, self.inputs, recovery, state, self.together)
             try:
-                for note in training.notes:
-                    log.info("%s", note)
-                if experiment.train.freeze:
-                    trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
-                    log.info("train.freeze=%s: %s parameters are trained", experiment.train.freeze, f"{trained:,}")
+                self._describe(training)
                 require_space(training.model, context.run)
-                extended = _extend(training, state) if state else False
                 if state:
                     write_weights(experiment, self.inputs, context.run, state, training.measured_imgsz)
                 trainer = experiment.trainer
@@ -76,27 +98,87 @@ class Attempts:
                 if self._purge:
                     recovery.announce_again(done)
                 self._purge = False
-                finished = state is not None and state["stopped"] and not extended
-                if training.policy.is_spent and done < experiment.train.epochs:
-                    finished = True
-                    log.info("No step is left: one more would exceed trainer.target_epsilon")
-                epochs = done if finished else Loop(training, experiment, records, context, saver).train()
+                keeper = Keeper(context, records, saver, experiment, self.inputs, training.measured_imgsz)
+                epochs = done if _is_over(training) else Loop(training, experiment, keeper, recovery).train()
             finally:
                 training.close()
         recovery.at(START, epochs + 1)
         recovery.stop_if_due()  # a reproduction may have to repeat an extension
         return Trained(epochs, training.best_epoch, training.policy.privacy())
 
+    def _say_if_others(self, state: dict[str, Any] | None) -> None:
+        before, now = state.get("processes", 1) if state else self.together.count, self.together.count
+        if before != now:
+            log.warning("%d processes trained this run before, %d do now: its batches are others", before, now)
 
-def _extend(training: Training, state: dict[str, Any]) -> bool:
-    """Say what a run with more epochs than its state was made for does with them; return whether it has more."""
-    before, now, done = state["epochs"], training.experiment.train.epochs, state["epochs_done"]
-    if now <= before:
-        return False
-    training.patient_since = done
-    log.info(
-        "Extended from %d to %d epochs: from epoch %d on the learning rate is what a run of %d epochs has there, and "
-        "patience counts anew",
-        before, now, done + 1, now,
-    )  # fmt: skip
-    return True
+    def _describe(self, training: Training) -> None:
+        """Log what the attempt starts from."""
+        freeze, epochs = self.experiment.train.freeze, self.experiment.train.epochs
+        for note in training.notes:
+            log.info("%s", note)
+        if freeze:
+            trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
+            log.info("train.freeze=%s: %s parameters are trained", freeze, f"{trained:,}")
+        if training.extended_from is not None:
+            log.info(
+                "Extended from %d to %d epochs: from epoch %d on the learning rate is what a run of %d epochs has "
+                "there, and patience counts anew",
+                training.extended_from, epochs, training.start_epoch + 1, epochs,
+            )  # fmt: skip
+
+
+def assist(experiment: ClassifyExperiment, device: str) -> None:
+    """Do this process's share of the training that the first process leads.
+
+    Args:
+        experiment: As composed here; what counts comes from the first process.
+        device: Where this process trains.
+
+    Raises:
+        RunError: Memory ran out here.
+    """
+    together = Together(device)
+    nothing: Any = (experiment, None, [], None)
+    experiment, inputs, changes, state = together.of_first(nothing)
+    inputs.device = device
+    recovery = Recovery(experiment, lambda _: None, list(changes))
+    with shortage_named(together, experiment, recovery):
+        training = Training(experiment, inputs, recovery, state, together)
+        try:
+            if not _is_over(training):
+                Loop(training, experiment, Silent(), recovery).train()
+        finally:
+            training.close()
+    together.leave()
+
+
+@contextmanager
+def shortage_named(together: Together, experiment: ClassifyExperiment, recovery: Recovery) -> Iterator[None]:
+    """Say in one line what to do about a shortage in one of several processes.
+
+    Raises:
+        RunError: Instead of the shortage.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is None:
+            raise
+        if isinstance(error, DivergedError):
+            recovery.config.enabled = False  # says what to type, without going back
+            recovery.take(cause, rate=error.rate)
+        batch, steps = experiment.train.batch, experiment.trainer.gradient_accumulation_steps
+        remedy = f"train.batch={max(batch // 2, 1)} trainer.gradient_accumulation_steps={2 * steps}"
+        raise RunError(
+            f"{cause[0].upper()}{cause[1:]} in process {together.rank} of {together.count}, in epoch {recovery.epoch} "
+            f"({recovery.place}). Several processes cannot go back together: start again with {remedy}"
+        ) from error
+
+
+def _is_over(training: Training) -> bool:
+    """Whether no epoch is left to train."""
+    if training.policy.is_spent and training.start_epoch < training.experiment.train.epochs:
+        log.info("No step is left: one more would exceed trainer.target_epsilon")
+        return True
+    return training.has_stopped

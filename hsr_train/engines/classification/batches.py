@@ -54,8 +54,39 @@ def part_sizes(size: int, most: int, least: int = 1) -> list[int]:
     return [size // count + (i < size % count) for i in range(count)]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes takes of each batch: every `count`-th image. All shares are of one size.
+
+    Attributes:
+        rank: The process's number, from 0.
+        count: How many processes there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def size(self, batch_size: int, least: int) -> int:
+        """Return the size of each share; with more places than images, some images fill a place without counting."""
+        return max(-(-batch_size // self.count), least) if self.count > 1 else batch_size
+
+    def real(self, batch_size: int) -> int:
+        """Return how many images of this share count; they stand before those that do not."""
+        return len(range(self.rank, batch_size, self.count))
+
+    def of(self, batch: np.ndarray, least: int) -> np.ndarray:
+        """Return this share of a batch's indices."""
+        if self.count == 1:
+            return batch
+        own = batch[self.rank :: self.count]
+        return np.concatenate([own, np.resize(batch, self.size(len(batch), least) - len(own))])
+
+
+WHOLE = Share()
+
+
 class EndlessBatches(Sampler[list[SampleKey]]):
-    """Batches of epoch after epoch; the order depends on the seed and the epoch alone."""
+    """This process's shares of the batches of epoch after epoch; the order depends on seed and epoch alone."""
 
     def __init__(
         self,
@@ -66,9 +97,10 @@ class EndlessBatches(Sampler[list[SampleKey]]):
         shuffle: bool,
         least: int,
         poisson: Poisson | None,
+        share: Share,
     ) -> None:
         self.num_samples, self.seed, self.next_epoch, self.shuffle = num_samples, seed, start_epoch, shuffle
-        self._poisson = poisson
+        self._poisson, self.share, self.least = poisson, share, least
         whole, rest = divmod(num_samples, batch_size)
         self._sizes = [batch_size] * whole + ([rest] if rest >= least else [])
 
@@ -80,7 +112,7 @@ class EndlessBatches(Sampler[list[SampleKey]]):
         while True:
             epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
             for batch in self._batches(epoch):
-                yield [(epoch, int(i)) for i in batch]
+                yield [(epoch, int(i)) for i in self.share.of(batch, self.least)]
 
     def _batches(self, epoch: int) -> Iterator[np.ndarray]:
         sizes = self.sizes(epoch)

@@ -11,14 +11,14 @@ from hsr_train.data.class_splits import list_folds
 from hsr_train.data.folds import write_splits
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
-from hsr_train.engines.classification.attempts import Attempts
+from hsr_train.engines.classification.attempts import Attempts, assist
 from hsr_train.engines.classification.ensemble import evaluate_together
 from hsr_train.engines.classification.evaluate import score
 from hsr_train.engines.classification.export import export_classifier
 from hsr_train.engines.classification.network import load_network
-from hsr_train.engines.classification.policy import precision
+from hsr_train.engines.classification.policy import load_accelerate, precision
 from hsr_train.engines.classification.predict import predict
-from hsr_train.engines.classification.preparation import prepare
+from hsr_train.engines.classification.preparation import decide_device, prepare
 from hsr_train.engines.classification.reports import Evaluation, confusion_picture, write_reports
 from hsr_train.engines.classification.samples import make_loader
 from hsr_train.engines.classification.training import samples
@@ -64,7 +64,7 @@ class ClassificationEngine:
         if fold is not None:
             log.info("Using fold: %d", fold)
         log.info("Classes: %s", plan.inputs.classes)
-        trained = persevere(Attempts(plan, context).next, recovery)
+        trained = Attempts(plan, context).all()
         recovery.at(FINAL_EVALUATION, trained.epochs)
         log.info("Evaluating best.pt (epoch %d)", trained.best_epoch)
         best = run.weights / "best.pt"
@@ -87,6 +87,11 @@ class ClassificationEngine:
                 **({"privacy": trained.privacy} if trained.privacy else {}),
             },
         )
+
+    def assist(self, experiment: ClassifyExperiment, machine: Machine) -> None:
+        """See `attempts.assist`."""
+        load_accelerate()
+        assist(experiment, decide_device(experiment, machine, Decisions()))
 
     def validate(self, plan: Plan, context: RunContext) -> Result:
         """Report on given weights for `data.split`."""

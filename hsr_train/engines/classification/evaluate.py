@@ -14,6 +14,7 @@ from torch import nn
 
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.samples import normalise
+from hsr_train.engines.classification.together import Together
 
 
 @dataclass
@@ -55,6 +56,7 @@ def score(
     loader: Any,
     inputs: ClassifyInputs,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    together: Together | None = None,
 ) -> Outcome:
     """Run a network over one pass of a loader, in evaluation mode.
 
@@ -63,20 +65,32 @@ def score(
         loader: Yields pictures (n, 3, side, side) of uint8, targets and numbers.
         inputs: Device, mean and standard deviation.
         autocast: The precision in which scores are computed.
+        together: The processes whose loaders share the images; each gets the outcome of all.
     """
     was_training = model.training
     model.eval()
     device = torch.device(inputs.device)
-    parts, targets, loss = [], [], 0.0
+    parts, targets, indices = [], [], []
     try:
-        for pictures, wanted, _ in loader:
+        for pictures, wanted, numbers in loader:
             with autocast():
                 scores = model(normalise(pictures.to(device, non_blocking=True), inputs.mean, inputs.std))
-            logarithms = scores.double().log_softmax(1).cpu()
-            parts.append(logarithms.exp().numpy())
-            loss -= float(logarithms.gather(1, wanted[:, None]).sum())
+            parts.append(scores.double().log_softmax(1).cpu().numpy())
             targets.append(wanted.numpy())
+            indices.append(numbers.numpy())
     finally:
         model.train(was_training)
-    known = np.concatenate(targets)
-    return Outcome(known, np.concatenate(parts), loss / len(known))
+    found = [np.concatenate(arrays) for arrays in (parts, targets, indices)]
+    if together is not None and together.count > 1:
+        found = _in_order(together.of_all(found))
+    logarithms, known, _ = found
+    loss = -float(np.take_along_axis(logarithms, known[:, None], 1).mean())
+    return Outcome(known, np.exp(logarithms), loss)
+
+
+def _in_order(found: list[list[Any]]) -> list[Any]:
+    """Put the arrays of several processes together, by the indices that come last; those below 0 do not count."""
+    arrays = [np.concatenate(column) for column in zip(*found, strict=True)]
+    order = np.argsort(arrays[-1], kind="stable")
+    order = order[arrays[-1][order] >= 0]
+    return [array[order] for array in arrays]

@@ -19,16 +19,14 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from hsr_train.config.schema import ClassifyExperiment
-from hsr_train.engines.base import RunContext
-from hsr_train.engines.classification.checkpoint import write_weights
 from hsr_train.engines.classification.evaluate import Outcome, score
-from hsr_train.engines.classification.records import Figures, Records, Times
+from hsr_train.engines.classification.keeping import Keeper, Silent
+from hsr_train.engines.classification.records import Figures, Times
 from hsr_train.engines.classification.samples import normalise
 from hsr_train.engines.classification.schedule import rate_factor
-from hsr_train.engines.classification.training import Training
+from hsr_train.engines.classification.training import Step, Training
 from hsr_train.engines.memory import data_errors_named, persevere
-from hsr_train.engines.states import Saver, write_state
-from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
+from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError, Recovery
 
 log = logging.getLogger(__name__)
 
@@ -39,21 +37,18 @@ class Loop:
     Args:
         training: Set up, and restored if the run goes on.
         experiment: With every `auto` decided.
-        records: Where figures go.
-        context: The run's directory, its records, and what to give up when memory runs out.
-        saver: Writes states and weights.
+        keeper: Where figures and states go.
+        recovery: What to give up when memory runs out.
     """
 
     def __init__(
         self,
         training: Training,
         experiment: ClassifyExperiment,
-        records: Records,
-        context: RunContext,
-        saver: Saver,
+        keeper: Keeper | Silent,
+        recovery: Recovery,
     ) -> None:
-        self.training, self.experiment, self.records = training, experiment, records
-        self.context, self.recovery, self.saver = context, context.recovery, saver
+        self.training, self.experiment, self.keeper, self.recovery = training, experiment, keeper, recovery
         self.epochs = experiment.train.epochs
 
     def train(self) -> int:
@@ -64,8 +59,7 @@ class Loop:
         for epoch in range(training.start_epoch, self.epochs):
             self.recovery.at(TRAINING_STEP, epoch + 1)
             self.recovery.stop_if_due()
-            self.context.require_records()
-            self.records.begin(epoch)
+            self.keeper.begin(epoch)
             started = time.perf_counter()
             times = Times()
             with data_errors_named(epoch + 1):
@@ -78,44 +72,49 @@ class Loop:
     def _train_epoch(self, epoch: int, times: Times) -> tuple[float, float]:
         """Train one epoch and return mean loss and accuracy over its images."""
         training = self.training
-        policy, sizes = training.policy, training.step_sizes()
-        total = sum(sizes)
+        policy, steps = training.policy, training.steps()
+        total = sum(step.images for step in steps)
         training.model.train()
         policy.begin(epoch)
         # On the device, so that no step waits for its figures.
         loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
         hits = torch.zeros((), dtype=torch.int64, device=training.device)
-        images, pending = 0, 0
-        steps = iter(sizes)
-        step_images = next(steps)
+        images, seen, pending, done = 0, 0, 0, 0  # of this process; seen counts fillers too, done is of all processes
+        coming = iter(steps)
+        step = next(coming)
         bar = self._bar(epoch, total)
-        for pictures, targets, _ in _timed(training.train_loader, times):
-            self.saver.check()
-            self._set_rate(epoch + (images - pending) / max(total, 1))
+        for pictures, targets, numbers in _timed(training.train_loader, times):
+            self.keeper.check()
+            self._set_rate(epoch + done / max(total, 1))
+            pending += len(pictures)
+            closes = pending == step.share
             if len(pictures):  # a private step may have drawn none
-                training.seed_step(epoch, images)
-                losses, right = self._backward(pictures, targets, step_images)
+                training.seed_step(epoch, seen)
+                with policy.part(closes_step=closes):
+                    losses, right = self._backward(pictures, targets, numbers, step.images)
                 loss_sum += losses
                 hits += right
-            images += len(pictures)
-            pending += len(pictures)
-            if pending == step_images:
+            images += int((numbers >= 0).sum())
+            seen += len(pictures)
+            if closes:
                 self.recovery.at(OPTIMIZER_STEP)
                 policy.step()
                 if training.ema is not None:
                     training.ema.update_parameters(training.model)
                 self.recovery.at(TRAINING_STEP)
-                pending, step_images = 0, next(steps, 0)
-            bar.update(len(pictures))
+                bar.update(step.images)
+                done += step.images
+                pending, step = 0, next(coming, Step(0, 0))
             if policy.is_spent:
                 break
         bar.close()
-        times.images = images
-        loss = float(loss_sum) / max(images, 1)
+        sums = training.together.of_all((float(loss_sum), int(hits), images))
+        loss_total, right_total, times.images = (sum(column) for column in zip(*sums, strict=True))
+        loss = loss_total / max(times.images, 1)
         self._refuse_divergence(epoch, loss)
-        return loss, int(hits) / max(images, 1)
+        return loss, right_total / max(times.images, 1)
 
-    def _backward(self, pictures: Tensor, targets: Tensor, step_images: int) -> tuple[Tensor, Tensor]:
+    def _backward(self, pictures: Tensor, targets: Tensor, numbers: Tensor, step_images: int) -> tuple[Tensor, Tensor]:
         """Add the gradients of a part of a step; return the sum of its losses, and how many scores were right."""
         training, policy = self.training, self.training.policy
         batch = normalise(pictures.to(training.device, non_blocking=True), training.inputs.mean, training.inputs.std)
@@ -129,9 +128,13 @@ class Loop:
                 reduction="none",
                 label_smoothing=self.experiment.train.label_smoothing,
             )
-        policy.backward(losses, step_images)
         wanted = targets if targets.ndim == 1 else targets.argmax(1)  # of blended images the larger share
-        return losses.detach().double().sum(), (scores.detach().argmax(1) == wanted).sum()
+        right = scores.detach().argmax(1) == wanted
+        if bool((numbers < 0).any()):
+            counts = (numbers >= 0).to(training.device)
+            losses, right = losses * counts, right & counts
+        policy.backward(losses, step_images)
+        return losses.detach().double().sum(), right.sum()
 
     def _class_weights(self) -> Tensor | None:
         weights = self.training.class_weights
@@ -167,16 +170,8 @@ class Loop:
         patient = bool(train.patience) and epoch + 1 - training.patient_since >= train.patience
         spent = training.policy.is_spent and epoch + 1 < self.epochs
         stop = patient or spent
-
-        saving = time.perf_counter()
-        self.saver.flush()
-        state = training.snapshot(epochs_done=epoch + 1, stopped=stop, metrics=found.metrics())
-        times.save_s = time.perf_counter() - saving
-        seconds = time.perf_counter() - started
-        self.records.epoch(epoch, figures, times, seconds)
-        self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
-        self.saver.submit(partial(self._save, state))
-        self.records.report(epoch, figures, seconds, improved=improved)
+        snapshot = partial(training.snapshot, epochs_done=epoch + 1, stopped=stop, metrics=found.metrics())
+        self.keeper.keep(epoch, figures, times, started, snapshot, improved=improved)
         if private is not None:
             log.info(
                 "Epsilon: %.4f at delta %g, after %d steps", private["epsilon"], private["delta"], private["steps"]
@@ -194,20 +189,16 @@ class Loop:
         def attempt() -> Outcome:
             recovery.at(VALIDATION)
             recovery.stop_if_due()
+            training.together.even_buffers(training.evaluated)
             loader = training.loader("val", self.experiment.train.val_batch)
             try:
-                return score(training.evaluated, loader, training.inputs, training.policy.autocast)
+                return score(training.evaluated, loader, training.inputs, training.policy.autocast, training.together)
             finally:
                 loader.close()
 
         found = persevere(attempt, recovery, only=VALIDATION_BATCH)
         recovery.at(TRAINING_STEP)
         return found
-
-    def _save(self, state: dict[str, Any]) -> None:
-        """Write a state and then the weights files of its epoch; not in the main thread."""
-        write_state(self.context.run.state, state)
-        write_weights(self.experiment, self.training.inputs, self.context.run, state, self.training.measured_imgsz)
 
     def _bar(self, epoch: int, total: int) -> Any:
         return tqdm(

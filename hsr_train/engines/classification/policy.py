@@ -1,7 +1,7 @@
-"""How a training step is made (`trainer=`): precision, and the scaling of the loss that float16 needs.
+"""How a training step is made (`trainer=`): precision, the scaling of the loss that float16 needs, several processes.
 
-The loop calls a policy and knows nothing of it; that of trainer=dp is in `privacy.py`. accelerate carries the
-precisions; only this file imports it.
+The loop calls a policy and knows nothing of it; that of trainer=dp is in `privacy.py`. accelerate carries them; only
+this file and `together.py` import it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from hsr_train.config.schema import ClassifyExperiment
 from hsr_train.errors import InputError, Problem
 
-PRECISIONS = {"float16": "fp16", "bfloat16": "bf16"}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_PRECISIONS = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def load_accelerate() -> Any:
@@ -38,10 +39,15 @@ def load_accelerate() -> Any:
 
 def precision(experiment: ClassifyExperiment, device: str) -> Callable[[], AbstractContextManager[Any]]:
     """Return what makes the context in which a network is evaluated: as in training, so that figures agree."""
-    if experiment.trainer.name != "mixed_precision":
-        return nullcontext
-    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[experiment.trainer.amp_dtype]
-    return partial(torch.autocast, torch.device(device).type, dtype=dtype)
+    dtype = mixed_dtype(experiment)
+    return nullcontext if dtype is None else partial(torch.autocast, torch.device(device).type, dtype=DTYPES[dtype])
+
+
+def mixed_dtype(experiment: ClassifyExperiment) -> str | None:
+    """Return the name of the 16-bit type that activations have, or None."""
+    trainer = experiment.trainer
+    mixed = trainer.name in ("mixed_precision", "accelerate") and trainer.amp_dtype in DTYPES
+    return trainer.amp_dtype if mixed else None
 
 
 class Policy:
@@ -54,17 +60,17 @@ class Policy:
 
     def __init__(self, experiment: ClassifyExperiment, device: torch.device) -> None:
         accelerate = load_accelerate()
-        trainer = experiment.trainer
-        mixed = PRECISIONS[trainer.amp_dtype] if trainer.name == "mixed_precision" else "no"
+        mixed = _PRECISIONS.get(mixed_dtype(experiment) or "", "no")
         # One process makes runs of several precisions, one after the other; accelerate remembers the first.
         accelerate.state.AcceleratorState._reset_state()
         self._accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
         self._clip_norm = experiment.train.clip_norm
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take charge of an optimizer and its network."""
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Take charge of an optimizer and its network; return what is called to train the network."""
         self._model = model
         self._optimizer: Any = self._accelerator.prepare_optimizer(optimizer, device_placement=False)
+        return model
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which scores and loss are computed."""
@@ -73,6 +79,10 @@ class Policy:
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch, counted from 0."""
+
+    def part(self, *, closes_step: bool) -> AbstractContextManager[None]:
+        """Return the context of a forward and a backward pass: a part of a step, and maybe its last one."""
+        return nullcontext()
 
     def backward(self, losses: Tensor, step_images: int) -> None:
         """Add the gradients of a part of a step.
@@ -109,3 +119,32 @@ class Policy:
         scaler = self._accelerator.scaler
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
+
+
+class SharedPolicy(Policy):
+    """Steps whose images several processes share: each adds up its own gradients, and at the end of a step all get
+    the sum, so that every process makes the same step.
+    """
+
+    def __init__(self, experiment: ClassifyExperiment, device: torch.device, num_processes: int) -> None:
+        super().__init__(experiment, device)
+        self._num_processes = num_processes
+        self._shared: nn.Module
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Also let every process begin with the weights of the first."""
+        super().prepare(model, optimizer)
+        shared: nn.Module = self._accelerator.prepare_model(model, device_placement=False)
+        self._shared = shared
+        return shared
+
+    def part(self, *, closes_step: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged at the end of a step only."""
+        context: AbstractContextManager[None] = (
+            nullcontext() if closes_step else self._accelerator.no_sync(self._shared)
+        )
+        return context
+
+    def backward(self, losses: Tensor, step_images: int) -> None:
+        """See the parent; the exchange divides by the number of processes, which is undone here."""
+        self._accelerator.backward(losses.sum() * self._num_processes / step_images)

@@ -275,7 +275,7 @@ class PrivatePolicy(Policy):
         self._steps = 0
         self._generator = torch.Generator(device)
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Take charge of an optimizer and its network, whose parts are replaced already."""
         opacus = load_opacus()
         self._model = model
@@ -291,6 +291,7 @@ class PrivatePolicy(Policy):
             self._optimizer.attach_step_hook(
                 lambda _: nn.utils.clip_grad_norm_(model.parameters(), self._clip_norm or 0.0)
             )
+        return model
 
     def autocast(self) -> OutOfPlace:
         """Return the context in which scores and loss are computed."""

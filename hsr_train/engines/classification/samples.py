@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 from hsr_train.config.schema.classify import ClassifyAugmentationConfig
 from hsr_train.data.images import quiet_decoder
 from hsr_train.engines.classification.augment import Picture, View, drawing
-from hsr_train.engines.classification.batches import EndlessBatches, Poisson, SampleKey, part_sizes
+from hsr_train.engines.classification.batches import WHOLE, EndlessBatches, Poisson, SampleKey, Share, part_sizes
 from hsr_train.errors import RunError
 
 _MIXING = 1  # sets the draws of a batch apart from those of a sample
@@ -245,7 +245,7 @@ class EpochLoader:
     """Batches in parts; one `iter()`, followed to its end, is one epoch. Workers live, and load ahead, until `close`.
 
     Yields images (n, 3, imgsz, imgsz) of uint8, targets ((n,) class numbers, or (n, classes) soft ones where batches
-    are mixed) and indices (n,). See `make_loader`.
+    are mixed) and indices (n,); an index of -1 marks an image that fills a place and does not count. See `make_loader`.
     """
 
     def __init__(self, loader: Any, batches: EndlessBatches, at_once: int, least: int) -> None:
@@ -259,19 +259,26 @@ class EpochLoader:
 
     @property
     def sizes(self) -> list[int]:
-        """Sizes of the batches of the next epoch."""
+        """Sizes of the batches of the next epoch, the shares of all processes together."""
         return self._batches.sizes(self._epoch)
 
+    @property
+    def share_sizes(self) -> list[int]:
+        """Sizes of this process's shares of them."""
+        return [self._batches.share.size(size, self._least) for size in self.sizes]
+
     def _parts(self) -> list[list[int]]:
-        return [part_sizes(size, self._at_once, self._least) for size in self.sizes]
+        return [part_sizes(size, self._at_once, self._least) for size in self.share_sizes]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         if self._iterator is None:
             self._iterator = iter(self._loader)
-        epoch_parts = self._parts()
+        epoch_parts, sizes = self._parts(), self.sizes
         self._epoch += 1
-        for parts in epoch_parts:
-            yield from zip(*(tensor.split(parts) for tensor in self._next()), strict=True)
+        for size, parts in zip(sizes, epoch_parts, strict=True):
+            images, targets, indices = self._next()
+            indices[self._batches.share.real(size) :] = -1
+            yield from zip(*(tensor.split(parts) for tensor in (images, targets, indices)), strict=True)
 
     def _next(self) -> Any:
         """Return the next batch; an error of ours arrives from a worker as a traceback that ends with its text."""
@@ -305,6 +312,7 @@ def make_loader(
     pin: bool = False,
     mixing: Mixing | None = None,
     poisson: Poisson | None = None,
+    share: Share = WHOLE,
 ) -> EpochLoader:
     """Return an endless loader; what it yields does not depend on the workers, and together not on `at_once`.
 
@@ -321,8 +329,10 @@ def make_loader(
         pin: Whether batches are put where a GPU copies from fastest.
         mixing: How the images of a batch are blended; applied to whole batches.
         poisson: How batches are drawn instead of by `batch_size`, `shuffle` and `least`.
+        share: What this process takes of each batch; `at_once` and `least` are of a share.
     """
-    batches = EndlessBatches(len(samples), batch_size, seed, start_epoch, shuffle, max(least, 1), poisson)
+    least = max(least, 1)
+    batches = EndlessBatches(len(samples), batch_size, seed, start_epoch, shuffle, least, poisson, share)
     loader = DataLoader(
         _Batches(samples, mixing),
         batch_size=None,  # an item is a batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hsr_train.config.schema import ClassifyExperiment, ClassifyOptimizerConfig
 from hsr_train.data.class_set import ClassificationSet, ClassSplit
-from hsr_train.engines.classification.batches import Poisson
+from hsr_train.engines.classification.batches import Poisson, Share
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.models import build, freeze, needs_two
-from hsr_train.engines.classification.policy import Policy
+from hsr_train.engines.classification.policy import Policy, SharedPolicy
 from hsr_train.engines.classification.privacy import (
     PrivatePolicy,
     replace,
@@ -25,9 +26,23 @@ from hsr_train.engines.classification.privacy import (
     steps_per_epoch,
 )
 from hsr_train.engines.classification.samples import EpochLoader, ImageSamples, Mixing, make_loader
+from hsr_train.engines.classification.together import Together
 from hsr_train.engines.classification.weights import FORMAT, load_into, read
 from hsr_train.engines.states import STATE_VERSION, copied, random_state, restore_random_state
 from hsr_train.recovery import Recovery
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step.
+
+    Attributes:
+        images: That its gradient is the mean over.
+        share: Places of this process for them.
+    """
+
+    images: int
+    share: int
 
 
 class Training:
@@ -40,23 +55,32 @@ class Training:
         inputs: Checked data and weights.
         recovery: What was changed so far.
         state: Where the run goes on, or None at its start.
+        together: The processes that share it.
     """
 
     def __init__(
-        self, experiment: ClassifyExperiment, inputs: ClassifyInputs, recovery: Recovery, state: dict[str, Any] | None
+        self,
+        experiment: ClassifyExperiment,
+        inputs: ClassifyInputs,
+        recovery: Recovery,
+        state: dict[str, Any] | None,
+        together: Together,
     ) -> None:
         assert inputs.dataset is not None
         train = experiment.train
         self.experiment, self.inputs, self.dataset = experiment, inputs, inputs.dataset
         self.device = torch.device(inputs.device)
-        self.batch: int = recovery.initial("train.batch")
-        self.images_per_step = self.batch * experiment.trainer.gradient_accumulation_steps
+        self.together = together
+        self.share = Share(together.rank, together.count)
+        self.batch: int = recovery.initial("train.batch") * together.count
         self.measured_imgsz: int = recovery.initial("train.imgsz")
         self.lr: float = experiment.optimizer.lr
         self.start_epoch = state["epochs_done"] if state else 0
         self.best_score: float | None = None
         self.best_epoch = 0
         self.patient_since = 0  # the last epoch that does not count against `train.patience`
+        self.extended_from: int | None = None  # the epochs that the state was made for, if there are more now
+        self.has_stopped = False
         self._samples: dict[tuple[str, int, bool], ImageSamples] = {}
         seed_everything(train.seed, deterministic=train.deterministic)
         self.model = build(experiment.model.name, len(inputs.classes))
@@ -68,13 +92,13 @@ class Training:
             average = get_ema_multi_avg_fn(train.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.policy = self._policy()
-        self.policy.prepare(self.model, self.optimizer)
+        trained = self.policy.prepare(self.model, self.optimizer)
         self.class_weights = class_weights(self.dataset) if train.class_weights == "balanced" else None
         if state:
             self._restore(state)
         # A batch or a part of one image would end the training of such a network.
         self.least = 2 if not self._is_private and needs_two(experiment.model.name, train.imgsz) else 1
-        self.forward: Any = torch.compile(self.model) if train.compile else self.model
+        self.forward: Any = torch.compile(trained) if train.compile else trained
         self.train_loader = self.loader("train", train.batch, start_epoch=self.start_epoch)
 
     def _fill(self, state: dict[str, Any] | None) -> list[str]:
@@ -102,21 +126,26 @@ class Training:
         return self.experiment.trainer.name == "dp"
 
     def _policy(self) -> Policy:
-        if not self._is_private:
-            return Policy(self.experiment, self.device)
-        return PrivatePolicy(self.experiment, self.device, self._num_images, self.images_per_step)
+        if self._is_private:
+            return PrivatePolicy(self.experiment, self.device, self._num_images, self._images_per_step)
+        if self.together.count > 1:
+            return SharedPolicy(self.experiment, self.device, self.together.count)
+        return Policy(self.experiment, self.device)
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.batch * self.experiment.trainer.gradient_accumulation_steps
 
     @property
     def _num_images(self) -> int:
         return len(self.dataset.splits["train"].images)
 
-    def step_sizes(self) -> list[int]:
-        """Return the images of each optimizer step of the next epoch."""
-        sizes = self.train_loader.sizes
-        if self._is_private:
-            return sizes  # one batch is one step
-        whole, rest = divmod(sum(sizes), self.images_per_step)
-        return [self.images_per_step] * whole + ([rest] if rest else [])
+    def steps(self) -> list[Step]:
+        """Return the optimizer steps of the next epoch."""
+        sizes, shares = self.train_loader.sizes, self.train_loader.share_sizes
+        every = 1 if self._is_private else self.experiment.trainer.gradient_accumulation_steps
+        starts = range(0, len(sizes), every)
+        return [Step(sum(sizes[i : i + every]), sum(shares[i : i + every])) for i in starts]
 
     @property
     def evaluated(self) -> nn.Module:
@@ -130,14 +159,14 @@ class Training:
         train = self.experiment.train
         trains = split == "train" if augment is None else augment
         size = train.imgsz if trains else self.measured_imgsz
-        batch = self.batch if trains else int(at_once or self.batch)
+        batch = self.batch if trains else int(at_once or self.batch) * self.share.count
         key = (split, size, trains)
         if key not in self._samples:  # what is cached in memory lives as long as the attempt
             self._samples[key] = samples(self.experiment, self.dataset.splits[split], size, augment=trains)
         return make_loader(
             self._samples[key],
             batch_size=batch,
-            at_once=int(at_once or batch),
+            at_once=int(at_once or self.batch),
             workers=train.workers,
             seed=train.seed,
             shuffle=trains,
@@ -146,12 +175,13 @@ class Training:
             pin=self.device.type == "cuda",
             mixing=self._mixing() if trains else None,
             poisson=self._poisson() if trains else None,
+            share=self.share,
         )
 
     def _poisson(self) -> Poisson | None:
         if not self._is_private:
             return None
-        rate = sample_rate(self._num_images, self.images_per_step)
+        rate = sample_rate(self._num_images, self._images_per_step)
         return Poisson(rate, steps_per_epoch(rate))
 
     def _mixing(self) -> Mixing | None:
@@ -177,6 +207,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "policy": self.policy.state(),
             "replaced": self.replaced,
+            "processes": self.together.count,
             "random": random_state(),
         }
         kept: dict[str, Any] = copied(state)
@@ -190,7 +221,9 @@ class Training:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
-        self.patient_since = state["patient_since"]
+        self.extended_from = state["epochs"] if self.experiment.train.epochs > state["epochs"] else None
+        self.patient_since = state["patient_since"] if self.extended_from is None else state["epochs_done"]
+        self.has_stopped = state["stopped"] and self.extended_from is None
         restore_random_state(state["random"])
 
     def seed_step(self, epoch: int, first_image: int) -> None:
@@ -198,9 +231,10 @@ class Training:
 
         Args:
             epoch: Counted from 0.
-            first_image: Images of this epoch already processed.
+            first_image: Images of this epoch that this process has seen.
         """
-        words = np.random.SeedSequence((self.experiment.train.seed, epoch, first_image, 1)).generate_state(1)
+        seeds = (self.experiment.train.seed, epoch, first_image, 1, self.together.rank)
+        words = np.random.SeedSequence(seeds).generate_state(1)
         torch.manual_seed(int(words[0]))
 
     def close(self) -> None:
