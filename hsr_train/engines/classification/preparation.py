@@ -14,6 +14,7 @@ from typing import Any
 from hsr_train.config.schema import ClassifyExperiment
 from hsr_train.data.cache import cache_root
 from hsr_train.data.class_set import ClassificationSet, load_classification_set
+from hsr_train.data.class_splits import take_division
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
 from hsr_train.engines.classification import privacy, weights
@@ -182,7 +183,10 @@ def _load_data(experiment: ClassifyExperiment, decisions: Decisions) -> Classifi
     need = {"validate": (data.split,), "export": (data.split,)}.get(experiment.mode, ("train", "val"))
     origin = experiment.origin
     rehash = origin.resume_from is not None or origin.reproduce_from is not None
-    return load_classification_set(data, decisions, need=need, rehash=rehash)
+    found = load_classification_set(data, decisions, need=need, rehash=rehash)
+    if problems := take_division(data, set(origin.typed), found.division, decisions):
+        raise InputError(problems)
+    return found
 
 
 def _classes(
