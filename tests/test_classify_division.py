@@ -1,4 +1,4 @@
-"""What mode=split divided by holds for every run on its splits: typed otherwise it is refused, untyped it is recorded."""
+"""What mode=split divided by holds for every run on its splits: typed otherwise it is refused, else recorded."""
 
 from __future__ import annotations
 

@@ -119,6 +119,24 @@ def test_prediction_of_nothing_is_refused(do: Do, tmp_path: Path, best: Path) ->
         do("predict", best, tmp_path / "empty")
 
 
+def test_broken_images_are_left_out_of_a_prediction_if_that_is_typed(
+    do: Do, tmp_path: Path, best: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = draw(tmp_path / "mixed", {"red": 2, "blue": 1})
+    (folder / "red" / "cut.png").write_bytes(b"cut")
+    with pytest.raises(InputError) as caught:
+        do("predict", best, folder)
+    assert "cut.png" in str(caught.value) and "data.on_bad=skip" in caught.value.problems[-1].remedy
+    result = do("predict", best, folder, data__on_bad="skip")
+    assert result.extra == {"images": 3, "left_out": 1}
+    table = list(csv.DictReader((folder_of(result) / "predictions.csv").read_text().splitlines()))
+    assert len(table) == 3 and not any("cut.png" in row["file"] for row in table)
+    assert re.search(r"Left out \(data.on_bad=skip\): 1 file\n.*red/cut.png: ", caplog.text)
+    assert re.search(r"Probabilities of 3 images: \S+; left out as broken: 1 file", caplog.text)
+    with pytest.raises(InputError, match="no sound image is left"):
+        do("predict", best, folder / "red" / "cut.png", data__on_bad="skip")
+
+
 # ---- export
 
 

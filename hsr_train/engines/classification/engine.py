@@ -108,7 +108,9 @@ class ClassificationEngine:
             context.recovery,
         ):
             log.info("%s", line)
-        return Result(run_dir=context.run.path, extra={"images": len(plan.inputs.sources or [])})
+        return Result(
+            run_dir=context.run.path, extra={"images": len(plan.inputs.sources), "left_out": len(plan.inputs.left_out)}
+        )
 
     def export(self, plan: Plan, context: RunContext) -> Result:
         """Write given weights in other formats, each compared with the original."""

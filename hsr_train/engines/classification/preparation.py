@@ -66,6 +66,7 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     cache_dir = cache_root(experiment.data)
     problems: list[Problem] = []
     device, dataset, start, sources = "cpu", None, None, None
+    left_out: list[Problem] = []
     try:
         device = _decide_device(experiment, machine, decisions)
     except InputError as error:
@@ -80,7 +81,8 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     try:
         dataset = _load_data(experiment, decisions)
         if experiment.mode == "predict":
-            sources = find_images(Path(experiment.data.path).expanduser().absolute())
+            skip = experiment.data.on_bad == "skip"
+            sources, left_out = find_images(Path(experiment.data.path).expanduser().absolute(), skip=skip)
     except InputError as error:
         problems += error.problems
     if not problems or check_name(experiment.model.name) is None:
@@ -104,7 +106,7 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
         fingerprints=fingerprints,
         seeds={"train.seed": experiment.train.seed, "data.seed": experiment.data.seed},
         summary=_summary(experiment, machine, start, dataset, decisions),
-        inputs=ClassifyInputs(dataset, start, classes, device, mean, std, cache_dir, sources),
+        inputs=ClassifyInputs(dataset, start, classes, device, mean, std, cache_dir, sources, left_out),
         data_files=dataset.files if dataset is not None else tuple,
         run_name=_run_name(experiment, dataset) if experiment.mode == "train" and dataset is not None else None,
     )
