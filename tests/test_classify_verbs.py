@@ -250,10 +250,21 @@ def test_training_starts_from_a_run_of_other_classes_with_a_new_head(
 def test_detector_is_refused_as_a_classifier(do: Do, data: Path, tmp_path: Path, shared_cache: Path) -> None:
     detector = write_checkpoint(tmp_path / "detector.pt")
     for mode in ("validate", "predict", "export"):
-        with pytest.raises(InputError, match=r"(?s)model.weights.*detector.pt.*code and not weights"):
+        with pytest.raises(
+            InputError, match=r"(?s)detector.pt: is a YOLO detector, and this is task=classify.*task=detect"
+        ):
             do(mode, detector, export__formats="[torchscript]")
     said = refusal(*overrides(data, tmp_path / "out", shared_cache, model__weights=detector))
-    assert "code and not weights" in said and not (tmp_path / "out").exists()
+    assert "is a YOLO detector" in said and said.count("detector.pt") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["validate", "predict", "export", "train"])
+def test_classifier_is_refused_as_a_detector(mode: str, best: Path, data: Path, tmp_path: Path) -> None:
+    source = [f"data.path={data}"] if mode == "predict" else []
+    more = ["export.formats=[torchscript]", f"output_dir={tmp_path}", "train.device=cpu", "gpu_tier=cpu"]
+    said = refusal(f"mode={mode}", f"model.weights={best}", f"data.cache_dir={tmp_path / 'cache'}", *source, *more)
+    assert "is an image classifier (squeezenet1_1, 3 classes), and this is task=detect" in said
+    assert "-> type task=classify" in said
 
 
 def test_untrained_network_cannot_be_evaluated(data: Path, tmp_path: Path, shared_cache: Path) -> None:

@@ -22,12 +22,12 @@ from hsr_train.config.schema.classify import ClassifyModelConfig
 from hsr_train.decisions import Decisions
 from hsr_train.engines.classification.models import TIMM, check_name, heads_of, outline
 from hsr_train.engines.classification.published import Published, download, downloads_folder, published
+from hsr_train.engines.signatures import CLASSIFIER_FORMAT, DETECTOR_CLASS, belongs_to
 from hsr_train.errors import InputError, Problem
 
 log = logging.getLogger(__name__)
 
-FORMAT = "hsr_train classifier 1"
-"""Marks a weights file of ours: {"format", "model_name", "classes", "state_dict", ...}."""
+FORMAT = CLASSIFIER_FORMAT
 
 _STATES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model")
 """Under which names training programs keep the weights, averaged ones first."""
@@ -159,6 +159,8 @@ def read(file: Path) -> Checkpoint:
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before the same file is refused
             content = _content(file)
     except Exception as error:  # a damaged pickle may raise anything
+        if re.search(rf"GLOBAL {re.escape(DETECTOR_CLASS)}\b", str(error)):
+            raise InputError(belongs_to("detect", file, "a YOLO detector", "classify")) from error
         raise InputError(Problem("model.weights", str(file), _why_refused(error), "use another file")) from error
     named = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), content)
     state = {str(key): value for key, value in named.items() if isinstance(value, Tensor)}

@@ -21,6 +21,7 @@ import torch
 from hsr_train.config.schema import ModelConfig
 from hsr_train.decisions import Decisions
 from hsr_train.engines.detection.library import bring_up
+from hsr_train.engines.signatures import CLASSIFIER_FORMAT, belongs_to
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import atomic_path
 
@@ -155,6 +156,9 @@ def load_model(file: Path) -> Any:
             checkpoint, _ = torch_safe_load(file, safe_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         raise InputError(Problem("model.weights", str(file), _why_refused(error), "use another .pt file")) from error
+    if checkpoint.get("format") == CLASSIFIER_FORMAT:
+        held = f"an image classifier ({checkpoint.get('model_name')}, {len(checkpoint.get('classes', []))} classes)"
+        raise InputError(belongs_to("classify", file, held, "detect"))
     model = next((checkpoint[key] for key in ("ema", "model") if checkpoint.get(key) is not None), None)
     if not isinstance(model, DetectionModel):
         held = "nothing" if model is None else type(model).__name__
