@@ -548,9 +548,9 @@ def test_run_is_named_after_its_set_and_what_was_typed(data: Path, tmp_path: Pat
             patch.setattr("hsr_train.engines.classification.engine.ClassificationEngine.train", nothing)
             hsr_train.execute(hsr_train.compose(checked))
         names.append({path.name for path in runs_in(tmp_path)})
-    assert names[0] == {"colours_batch_8_epochs_1"}
-    assert names[1] - names[0] == {"colours_batch_8_epochs_1_2"}
-    assert names[2] - names[1] == {"my_set_batch_4_epochs_1_lr_0.01"}
+    assert names[0] == {"colours_batch_8_epochs_1_weights_scratch"}
+    assert names[1] - names[0] == {"colours_batch_8_epochs_1_weights_scratch_2"}
+    assert names[2] - names[1] == {"my_set_batch_4_epochs_1_lr_0.01_weights_scratch"}
 
 
 def nothing(self: Any, plan: Any, context: Any) -> Any:

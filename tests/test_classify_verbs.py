@@ -259,8 +259,10 @@ def test_detector_is_refused_as_a_classifier(do: Do, data: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("mode", ["validate", "predict", "export", "train"])
-def test_classifier_is_refused_as_a_detector(mode: str, best: Path, data: Path, tmp_path: Path) -> None:
-    source = [f"data.path={data}"] if mode == "predict" else []
+def test_classifier_is_refused_as_a_detector(
+    mode: str, best: Path, data: Path, small_set: Path, tmp_path: Path
+) -> None:
+    source = [f"data.path={data if mode == 'predict' else small_set}"]
     more = ["export.formats=[torchscript]", f"output_dir={tmp_path}", "train.device=cpu", "gpu_tier=cpu"]
     said = refusal(f"mode={mode}", f"model.weights={best}", f"data.cache_dir={tmp_path / 'cache'}", *source, *more)
     assert "is an image classifier (squeezenet1_1, 3 classes), and this is task=detect" in said

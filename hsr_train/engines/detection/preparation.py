@@ -133,9 +133,11 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
         is_demo=experiment.data.path == DEMO,
         model_is_typed=_is_typed(experiment, "model", "model.name"),
         decisions=decisions,
+        fetch=experiment.mode != "check",
     )
     experiment.model.name = found.architecture
-    experiment.model.weights = str(found.file) if found.file else "scratch"
+    if found.url is None:
+        experiment.model.weights = str(found.file) if found.file else "scratch"
     return found
 
 
@@ -253,9 +255,12 @@ def _summary(
     lines = ["Hardware", *(f"  {line}" for line in machine.describe())]
     if dataset is not None:
         lines += dataset.summary()
+    origin = str(start.file or "from scratch")
+    if start.url is not None:
+        origin = f"not on this machine: training would download {start.url}"
     lines += [
         "Plan",
-        f"  model {start.architecture}, weights {start.file or 'from scratch'}",
+        f"  model {start.architecture}, weights {origin}",
         f"  {train.epochs} epochs, {train.imgsz} px, batch {train.batch} (validation {train.val_batch}), "
         f"{train.workers} workers, cache {train.cache}, device {train.device}, amp {train.amp}",
         f"  optimizer {optimizer.name}, lr0 {optimizer.lr0}, patience {train.patience}, preset {experiment.preset}, "
