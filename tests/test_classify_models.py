@@ -34,7 +34,15 @@ from hsr_train.engines.classification.models import (
 )
 from hsr_train.errors import InputError
 
-SMALL = ("resnet18", "mobilenet_v2", "efficientnet_b0", "squeezenet1_1", "timm/test_resnet", "timm/test_vit")
+SMALL = (
+    "resnet18",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "squeezenet1_1",
+    "timm/test_resnet",
+    "timm/test_vit",
+)
 SMALLEST = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
     *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
@@ -77,9 +85,15 @@ def test_name_that_exists_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("resnet81", "none of the \\d+ classifiers of torchvision\n    -> type model.name=resnet18"),
-        ("ResNet50", "-> type model.name=resnet50"),
-        ("timm/resnet26dd", "models of timm\n    -> type model.name=timm/resnet26d"),
+        (
+            "resnet81",
+            "none of the \\d+ classifiers of torchvision\n    -> did you mean resnet18\\? type model.name=resnet18",
+        ),
+        ("ResNet50", "type model.name=resnet50"),
+        ("timm/resnet26dd", "models of timm\n    -> did you mean .*type model.name=timm/resnet26d"),
+        ("resnt18", "did you mean resnet18"),
+        ("timm/vit_tinny_patch16_224", "did you mean timm/vit_tiny_patch16_224"),
+        ("vit_tinny_patch16_224", "did you mean timm/vit_tiny_patch16_224"),
         ("resnet26d", "but one of timm\n    -> type model.name=timm/resnet26d"),
         ("timm/resnet18.mine", "a1_in1k.*-> type model.name=timm/resnet18"),
         ("fcn_resnet50", "none of the \\d+ classifiers"),

@@ -81,6 +81,12 @@ def test_validation_of_a_split_has_the_figures_of_the_run(do: Do, whole: Path, b
     assert one["confusion"] == other["confusion"] and one["loss"] == pytest.approx(other["loss"])
 
 
+def test_validation_shows_the_figures_of_each_class(do: Do, best: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = folder_of(do("validate", best))
+    table = (run / "logs" / "classification_report_val.txt").read_text().rstrip()
+    assert all(name in table for name in CLASSES) and table in caplog.text
+
+
 def test_validation_of_the_best_epoch_has_the_figures_of_its_row(do: Do, whole: Path, best: Path) -> None:
     row = rows(whole)[weights_of(whole)["epoch"] - 1]
     metrics = do("validate", best).metrics
@@ -314,5 +320,5 @@ def test_missing_index_says_which_and_what_to_type(
     assert main(words) == 2
     said = capsys.readouterr().err
     assert f"Index file not found: {raw.parent / 'splits' / 'fold_0_train.txt'}" in said
-    assert f"mode=split task=classify data.raw={raw}" in said
+    assert said.count(f"mode=split task=classify data.raw={raw}") == 1 and "nor fold_0_val.txt" in said
     assert "Traceback" not in said and not (tmp_path / "out").exists()

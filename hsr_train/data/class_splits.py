@@ -70,7 +70,7 @@ def list_folds(config: ClassifyDataConfig) -> list[int]:
         return folds
     if layout.raw is None:
         raise InputError(_no_folds(layout, "all"))
-    raise InputError(_not_divided(layout, "train", 0))
+    raise InputError(_not_divided(layout, ["train"], 0))
 
 
 def take_division(
@@ -190,11 +190,12 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
     except InputError as err:
         found.problems += err.problems
     present = {f"{layout.raw.name}/{file}" for files in folder.images.values() for file in files}
+    missing = [s for s in need if s in wanted and not (layout.splits / index_name(s, number)).exists()]
+    if missing:
+        found.problems.append(_not_divided(layout, missing, number))
     for split in wanted:
         path = layout.splits / index_name(split, number)
         if not path.exists():
-            if split in need:
-                found.problems.append(_not_divided(layout, split, number))
             continue
         lines, problems = read_index(path, layout.raw.name, present, again=_again(layout, found.division))
         found.images[split] = sorted(lines, key=lambda line: (line.split("/")[1:2], line))
@@ -221,10 +222,12 @@ def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
     return " ".join(words)
 
 
-def _not_divided(layout: Layout, split: str, fold: int) -> Problem:
+def _not_divided(layout: Layout, splits: Sequence[str], fold: int) -> Problem:
     others = index_names(layout.splits)
     there = f" ({layout.splits} holds {some(others)})" if others else ""
-    return Problem("Index file not found", "", f"{layout.splits / index_name(split, fold)}{there}", _again(layout))
+    first, *more = [index_name(split, fold) for split in splits]
+    text = f"{layout.splits / first}{''.join(f', nor {name}' for name in more)}{there}"
+    return Problem("Index file not found", "", text, _again(layout))
 
 
 def _no_folds(layout: Layout, fold: int | str) -> Problem:

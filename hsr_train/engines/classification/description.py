@@ -107,7 +107,7 @@ def summary(
         f"  optimizer {optimizer.name}, lr {optimizer.lr}, schedule {optimizer.schedule}, preset {experiment.preset}",
         f"  results under {experiment.output_dir}",
         "Decisions",
-        *(f"  {decision}" for decision in decisions),
+        *(f"  {machine.without_note(str(decision))}" for decision in decisions),
     ]
     return lines
 

@@ -102,7 +102,7 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
 
 
 def _decide_device(experiment: ClassifyExperiment, machine: Machine, decisions: Decisions) -> str:
-    device, decision = resolve_device(machine, experiment.train.device)
+    device, decision = resolve_device(machine, experiment.train.device, decisions)
     if experiment.train.device != decision.value:
         decisions.record(decision.key, decision.value, decision.reason)
     experiment.train.device = decision.value

@@ -47,7 +47,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     problems: list[Problem] = []
     device, dataset, start = "cpu", None, None
     try:
-        device, decision = resolve_device(machine, experiment.train.device)
+        device, decision = resolve_device(machine, experiment.train.device, decisions)
         _take(experiment.train, "device", decision, decisions)
     except InputError as error:
         problems += error.problems
@@ -267,6 +267,6 @@ def _summary(
         f"tier {experiment.gpu_tier}",
         f"  results under {experiment.output_dir}",
         "Decisions",
-        *(f"  {decision}" for decision in decisions),
+        *(f"  {machine.without_note(str(decision))}" for decision in decisions),
     ]
     return lines
