@@ -460,6 +460,21 @@ def test_weights_that_timm_has_stored_are_found(tmp_path: Path, monkeypatch: pyt
     assert resolve("pretrained", "timm/test_resnet").file == file
 
 
+@pytest.mark.parametrize(("name", "head"), [("convnext_tiny", "classifier.2"), ("vit_b_16", "heads.head")])
+def test_published_head_of_a_large_network_is_replaced(name: str, head: str, tmp_path: Path) -> None:
+    """The file repeats one number instead of holding 86 million: its shapes are those of the published one."""
+    state = {key: torch.full((), 0.5).expand(value.shape) for key, value in outline(name, 1000).state_dict().items()}
+    torch.save(state, tmp_path / "published.pth")
+    start = resolve(str(tmp_path / "published.pth"), name)
+    assert start.outputs == 1000
+    model = build(name, 3)
+    notes = weights.load_into(model, start, name)
+    assert any(f"New: {head}, which gives the classes (that of the file has 1000 outputs)" in note for note in notes)
+    assert head_of(model)[0] == head and model.get_submodule(head).weight.shape[0] == 3
+    loaded = {key for key, value in model.state_dict().items() if (value == 0.5).all()}
+    assert loaded == {key for key in state if not key.startswith(f"{head}.")}
+
+
 def test_weights_are_downloaded_once_and_checked(tmp_path: Path, server: Server) -> None:
     body = saved(build("squeezenet1_1", 2), tmp_path / "there.pt")
     server.publish("w.pth", body, hashlib.sha256(body).hexdigest()[:8])
