@@ -93,9 +93,9 @@ def tell_left_out(broken: Sequence[Problem]) -> None:
         log.debug("All that is left out:\n%s", "\n".join(f"  {p.key}: {p.allowed}" for p in broken))
 
 
-def how_many(count: int) -> str:
-    """Return a number of files in words, with the noun in its number."""
-    return f"{count:,} file{'' if count == 1 else 's'}"
+def how_many(count: int, noun: str = "file") -> str:
+    """Return a number of things in words, with the noun in its number."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def leak_problems(splits: Mapping[str, Mapping[str, str]]) -> list[Problem]:

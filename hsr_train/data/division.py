@@ -229,7 +229,7 @@ def _refuse(scheme: Scheme, classes: Sequence[str], total: Ints, left: Ints, nee
         raise InputError(Problem(key, f"class {name}", allowed, f"more {word} of {name}, or remove its folder{easier}"))
     listed = "; ".join(f"{classes[label]} has {has(label)}" for label in few[:_MOST_CLASSES])
     more = f"; and {len(few) - _MOST_CLASSES} more" if len(few) > _MOST_CLASSES else ""
-    allowed = f"have too few {word}, since {purpose} need {need} besides the test set: {listed}{more}"
-    raise InputError(
-        Problem(key, f"{len(few)} classes", allowed, f"more {word} of them, or remove their folders{easier}")
+    allowed = (
+        f"{len(few)} classes have too few {word}, since {purpose} need {need} besides the test set: {listed}{more}"
     )
+    raise InputError(Problem(key, "", allowed, f"more {word} of them, or remove their folders{easier}"))

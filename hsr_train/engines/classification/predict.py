@@ -119,4 +119,4 @@ def predict(experiment: ClassifyExperiment, inputs: ClassifyInputs, model: objec
         order = np.argsort(-found.probabilities[0], kind="stable")[: experiment.predict.top]
         lines = [f"{inputs.classes[i]:{width}} {found.probabilities[0][i]:.4f}" for i in order]
     left_out = f"; left out as broken: {how_many(len(inputs.left_out))}" if inputs.left_out else ""
-    return [*lines, f"Probabilities of {len(images):,} images: {run.path / 'predictions.csv'}{left_out}"]
+    return [*lines, f"Probabilities of {how_many(len(images), 'image')}: {run.path / 'predictions.csv'}{left_out}"]
