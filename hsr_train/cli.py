@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
             log.error("Stopped by %s", "SIGTERM" if by_term else "Ctrl-C")
             _tell_notes(stop)
         return 143 if by_term else 130
-    except SystemExit as stop:  # Hydra's --help and argparse end this way.
+    except SystemExit as stop:  # Hydra's --hydra-help and argparse end this way.
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 
@@ -96,7 +96,13 @@ def _command(argv: list[str], supervise: bool) -> None:
         text = _yaml(job.compose(overrides), args.package)
         with _readers_may_leave():
             sys.stdout.write(text)
-    elif args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+    elif args.help:
+        from hsr_train.config.help import help_text
+
+        text = help_text(overrides, args.config_dir, args.config_name)
+        with _readers_may_leave():
+            sys.stdout.write(text)
+    elif args.cfg or args.hydra_help or args.info or args.shell_completion:
         if args.cfg:
             job.compose(overrides)  # Refuses, and leaves the tier where Hydra finds it.
         with _readers_may_leave():

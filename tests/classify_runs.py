@@ -145,9 +145,10 @@ def watching(owner: Any, name: str, see: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def quick_pictures() -> Iterator[None]:
-    """Draw no confusion matrices and contact sheets: they take longer than an epoch of a small run."""
+    """Draw no charts and contact sheets: they take longer than an epoch of a small run."""
     dot = np.zeros((4, 4, 3), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hsr_train.engines.classification.reports.matrix_picture", lambda *args, **kwargs: dot)
+        patch.setattr("hsr_train.engines.classification.reports.reliability_picture", lambda *args, **kwargs: dot)
         patch.setattr("hsr_train.engines.classification.reports.mistakes_sheet", lambda *args, **kwargs: dot)
         yield

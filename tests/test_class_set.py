@@ -361,6 +361,18 @@ def test_broken_and_foreign_files_are_one_report_or_left_out(ready, cache):
     assert "6 files" in "\n".join(checked.summary())
 
 
+def test_files_left_out_are_named_the_first_on_the_console_and_all_in_the_log(ready, cache, caplog):
+    for number in range(8):
+        (ready / "train" / "ant" / f"cut{number}.png").write_bytes(b"cut")
+    caplog.set_level("DEBUG", "hsr_train")
+    load(cache, path=ready, on_bad="skip")
+    said = {level: "\n".join(r.getMessage() for r in caplog.records if r.levelname == level)
+            for level in ("WARNING", "DEBUG")}  # fmt: skip
+    assert "8 files" in said["WARNING"] and "and 3 more" in said["WARNING"]
+    assert [f"cut{n}.png" in said["WARNING"] for n in range(8)] == [True] * 5 + [False] * 3
+    assert all(f"train/ant/cut{n}.png: " in said["DEBUG"] for n in range(8))
+
+
 def test_split_of_broken_images_only_is_refused_even_with_skip(ready, cache):
     for file in (ready / "val").rglob("*.png"):
         file.write_bytes(b"nothing")

@@ -34,7 +34,15 @@ from hsr_train.engines.classification.models import (
 )
 from hsr_train.errors import InputError
 
-SMALL = ("resnet18", "mobilenet_v2", "efficientnet_b0", "squeezenet1_1", "timm/test_resnet", "timm/test_vit")
+SMALL = (
+    "resnet18",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "squeezenet1_1",
+    "timm/test_resnet",
+    "timm/test_vit",
+)
 SMALLEST = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
     *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
@@ -77,9 +85,15 @@ def test_name_that_exists_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("resnet81", "none of the \\d+ classifiers of torchvision\n    -> type model.name=resnet18"),
-        ("ResNet50", "-> type model.name=resnet50"),
-        ("timm/resnet26dd", "models of timm\n    -> type model.name=timm/resnet26d"),
+        (
+            "resnet81",
+            "none of the \\d+ classifiers of torchvision\n    -> did you mean resnet18\\? type model.name=resnet18",
+        ),
+        ("ResNet50", "type model.name=resnet50"),
+        ("timm/resnet26dd", "models of timm\n    -> did you mean .*type model.name=timm/resnet26d"),
+        ("resnt18", "did you mean resnet18"),
+        ("timm/vit_tinny_patch16_224", "did you mean timm/vit_tiny_patch16_224"),
+        ("vit_tinny_patch16_224", "did you mean timm/vit_tiny_patch16_224"),
         ("resnet26d", "but one of timm\n    -> type model.name=timm/resnet26d"),
         ("timm/resnet18.mine", "a1_in1k.*-> type model.name=timm/resnet18"),
         ("fcn_resnet50", "none of the \\d+ classifiers"),
@@ -444,6 +458,21 @@ def test_weights_that_timm_has_stored_are_found(tmp_path: Path, monkeypatch: pyt
     saved(build("timm/test_resnet", 2), file)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(file))
     assert resolve("pretrained", "timm/test_resnet").file == file
+
+
+@pytest.mark.parametrize(("name", "head"), [("convnext_tiny", "classifier.2"), ("vit_b_16", "heads.head")])
+def test_published_head_of_a_large_network_is_replaced(name: str, head: str, tmp_path: Path) -> None:
+    """The file repeats one number instead of holding 86 million: its shapes are those of the published one."""
+    state = {key: torch.full((), 0.5).expand(value.shape) for key, value in outline(name, 1000).state_dict().items()}
+    torch.save(state, tmp_path / "published.pth")
+    start = resolve(str(tmp_path / "published.pth"), name)
+    assert start.outputs == 1000
+    model = build(name, 3)
+    notes = weights.load_into(model, start, name)
+    assert any(f"New: {head}, which gives the classes (that of the file has 1000 outputs)" in note for note in notes)
+    assert head_of(model)[0] == head and model.get_submodule(head).weight.shape[0] == 3
+    loaded = {key for key, value in model.state_dict().items() if (value == 0.5).all()}
+    assert loaded == {key for key in state if not key.startswith(f"{head}.")}
 
 
 def test_weights_are_downloaded_once_and_checked(tmp_path: Path, server: Server) -> None:

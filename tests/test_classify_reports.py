@@ -13,7 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
-from hsr_train.engines.classification.pictures import matrix_picture, mistakes_sheet, prediction_sheet
+from hsr_train.engines.classification.calibration import calibrate
+from hsr_train.engines.classification.pictures import (
+    matrix_picture,
+    mistakes_sheet,
+    prediction_sheet,
+    reliability_picture,
+)
 from hsr_train.engines.classification.reports import (
     Evaluation,
     confusion_picture,
@@ -126,6 +132,40 @@ def test_missing_library_is_said_with_what_to_type(monkeypatch: pytest.MonkeyPat
         load_metrics()
 
 
+# ---- calibration
+
+
+def test_calibration_error_is_guos_by_hand() -> None:
+    """Two images at 0.95, one right; two at 0.55, both right: 2/4 * 0.45 + 2/4 * 0.45."""
+    probabilities = np.array([[0.95, 0.05], [0.95, 0.05], [0.55, 0.45], [0.45, 0.55]])
+    found = calibrate(np.array([0, 1, 0, 1]), probabilities)
+    assert found.error == pytest.approx(0.45)
+    assert [(row["images"], row["accuracy"]) for row in found.rows()] == [(2, 1.0), (2, 0.5)]
+    assert found.rows()[0]["from"] == pytest.approx(8 / 15) and found.rows()[1]["confidence"] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("sure", [1 / 15 * 5, 0.6, 0.8, 1.0])
+def test_probability_on_an_edge_belongs_to_the_bin_that_ends_there(sure: float) -> None:
+    (row,) = calibrate(np.array([0]), np.array([[sure, *[(1 - sure) / 4] * 4]])).rows()
+    assert row["to"] == pytest.approx(sure)
+
+
+def test_honest_probabilities_have_no_error_and_a_sure_and_wrong_network_has_one() -> None:
+    honest = np.array([[0.75, 0.25]] * 4)
+    assert calibrate(np.array([0, 0, 0, 1]), honest).error == pytest.approx(0)
+    assert calibrate(np.array([1, 1]), np.array([[1.0, 0.0]] * 2)).error == 1
+    with warnings.catch_warnings(action="error"):
+        assert reliability_picture(calibrate(np.array([1]), np.array([[1.0, 0.0]])), "100 % $of$ it").ndim == 3
+
+
+def test_reports_say_how_far_probabilities_are_off(typical: Evaluation) -> None:
+    error = calibrate(typical.targets, typical.probabilities).error
+    assert f"Expected calibration error (15 bins): {error:.4f}" in typical.report_text()
+    report = json.loads(json.dumps(typical.report_json()))
+    assert report["expected_calibration_error"] == pytest.approx(error)
+    assert sum(row["images"] for row in report["calibration"]) == 8
+
+
 # ---- mistakes
 
 
@@ -150,6 +190,7 @@ def test_reports_are_written_under_their_names(typical: Evaluation, tmp_path: Pa
         "logs/classification_report_val.txt",
         "logs/classification_report_val.json",
         "plots/confusion_val.png",
+        "plots/reliability_val.png",
         "plots/worst_val.jpg",
     }
     assert (tmp_path / "logs" / "classification_report_val.txt").read_text() == typical.report_text()

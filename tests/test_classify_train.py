@@ -73,6 +73,7 @@ FILES = """
 logs/classification_report_test.json logs/classification_report_test.txt logs/classification_report_train.json
 logs/classification_report_train.txt logs/classification_report_val.json logs/classification_report_val.txt
 logs/train.log manifest.json plots/confusion_test.png plots/confusion_train.png plots/confusion_val.png
+plots/reliability_test.png plots/reliability_train.png plots/reliability_val.png
 results.csv state/epoch2.pt state/epoch3.pt status.json summary.txt tensorboard/events timings.csv
 training_result.json weights/best.pt weights/epoch2.pt weights/last.pt
 """
@@ -155,7 +156,10 @@ def test_tensorboard_shows_curves_reports_and_confusion_matrices(whole: Path) ->
         assert shown == [(int(row["epoch"]), pytest.approx(float(row[column]))) for row in rows(whole)]
     splits = read_json(whole / "training_result.json")["splits"]
     for split in ("train", "val", "test"):
-        assert len(events.Images(f"Confusion_Matrix/{split}")) == 1
+        assert len(events.Images(f"Confusion_Matrix/{split}")) == len(events.Images(f"Reliability/{split}")) == 1
+        report_json = read_json(whole / "logs" / f"classification_report_{split}.json")
+        (ece,) = events.Scalars(f"{split.capitalize()}/ECE")
+        assert ece.value == pytest.approx(report_json["expected_calibration_error"])
         (report,) = events.Tensors(f"Classification_Report/{split}")
         assert "macro avg" in report.tensor_proto.string_val[0].decode()
         (accuracy,) = events.Scalars(f"{split.capitalize()}/Accuracy")
@@ -548,9 +552,9 @@ def test_run_is_named_after_its_set_and_what_was_typed(data: Path, tmp_path: Pat
             patch.setattr("hsr_train.engines.classification.engine.ClassificationEngine.train", nothing)
             hsr_train.execute(hsr_train.compose(checked))
         names.append({path.name for path in runs_in(tmp_path)})
-    assert names[0] == {"colours_batch_8_epochs_1"}
-    assert names[1] - names[0] == {"colours_batch_8_epochs_1_2"}
-    assert names[2] - names[1] == {"my_set_batch_4_epochs_1_lr_0.01"}
+    assert names[0] == {"colours_batch_8_epochs_1_weights_scratch"}
+    assert names[1] - names[0] == {"colours_batch_8_epochs_1_weights_scratch_2"}
+    assert names[2] - names[1] == {"my_set_batch_4_epochs_1_lr_0.01_weights_scratch"}
 
 
 def nothing(self: Any, plan: Any, context: Any) -> Any:

@@ -81,6 +81,12 @@ def test_validation_of_a_split_has_the_figures_of_the_run(do: Do, whole: Path, b
     assert one["confusion"] == other["confusion"] and one["loss"] == pytest.approx(other["loss"])
 
 
+def test_validation_shows_the_figures_of_each_class(do: Do, best: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = folder_of(do("validate", best))
+    table = (run / "logs" / "classification_report_val.txt").read_text().rstrip()
+    assert all(name in table for name in CLASSES) and table in caplog.text
+
+
 def test_validation_of_the_best_epoch_has_the_figures_of_its_row(do: Do, whole: Path, best: Path) -> None:
     row = rows(whole)[weights_of(whole)["epoch"] - 1]
     metrics = do("validate", best).metrics
@@ -117,6 +123,24 @@ def test_prediction_of_nothing_is_refused(do: Do, tmp_path: Path, best: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is a folder without images"):
         do("predict", best, tmp_path / "empty")
+
+
+def test_broken_images_are_left_out_of_a_prediction_if_that_is_typed(
+    do: Do, tmp_path: Path, best: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = draw(tmp_path / "mixed", {"red": 2, "blue": 1})
+    (folder / "red" / "cut.png").write_bytes(b"cut")
+    with pytest.raises(InputError) as caught:
+        do("predict", best, folder)
+    assert "cut.png" in str(caught.value) and "data.on_bad=skip" in caught.value.problems[-1].remedy
+    result = do("predict", best, folder, data__on_bad="skip")
+    assert result.extra == {"images": 3, "left_out": 1}
+    table = list(csv.DictReader((folder_of(result) / "predictions.csv").read_text().splitlines()))
+    assert len(table) == 3 and not any("cut.png" in row["file"] for row in table)
+    assert re.search(r"Left out \(data.on_bad=skip\): 1 file\n.*red/cut.png: ", caplog.text)
+    assert re.search(r"Probabilities of 3 images: \S+; left out as broken: 1 file", caplog.text)
+    with pytest.raises(InputError, match="no sound image is left"):
+        do("predict", best, folder / "red" / "cut.png", data__on_bad="skip")
 
 
 # ---- export
@@ -232,10 +256,23 @@ def test_training_starts_from_a_run_of_other_classes_with_a_new_head(
 def test_detector_is_refused_as_a_classifier(do: Do, data: Path, tmp_path: Path, shared_cache: Path) -> None:
     detector = write_checkpoint(tmp_path / "detector.pt")
     for mode in ("validate", "predict", "export"):
-        with pytest.raises(InputError, match=r"(?s)model.weights.*detector.pt.*code and not weights"):
+        with pytest.raises(
+            InputError, match=r"(?s)detector.pt: is a YOLO detector, and this is task=classify.*task=detect"
+        ):
             do(mode, detector, export__formats="[torchscript]")
     said = refusal(*overrides(data, tmp_path / "out", shared_cache, model__weights=detector))
-    assert "code and not weights" in said and not (tmp_path / "out").exists()
+    assert "is a YOLO detector" in said and said.count("detector.pt") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["validate", "predict", "export", "train"])
+def test_classifier_is_refused_as_a_detector(
+    mode: str, best: Path, data: Path, small_set: Path, tmp_path: Path
+) -> None:
+    source = [f"data.path={data if mode == 'predict' else small_set}"]
+    more = ["export.formats=[torchscript]", f"output_dir={tmp_path}", "train.device=cpu", "gpu_tier=cpu"]
+    said = refusal(f"mode={mode}", f"model.weights={best}", f"data.cache_dir={tmp_path / 'cache'}", *source, *more)
+    assert "is an image classifier (squeezenet1_1, 3 classes), and this is task=detect" in said
+    assert "-> type task=classify" in said
 
 
 def test_untrained_network_cannot_be_evaluated(data: Path, tmp_path: Path, shared_cache: Path) -> None:
@@ -283,5 +320,5 @@ def test_missing_index_says_which_and_what_to_type(
     assert main(words) == 2
     said = capsys.readouterr().err
     assert f"Index file not found: {raw.parent / 'splits' / 'fold_0_train.txt'}" in said
-    assert f"mode=split task=classify data.raw={raw}" in said
+    assert said.count(f"mode=split task=classify data.raw={raw}") == 1 and "nor fold_0_val.txt" in said
     assert "Traceback" not in said and not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from fake_machines import machine
 
 from hsr_train import hardware
 from hsr_train.cli import main
-from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema import MODES, DetectExperiment
 from hsr_train.errors import InputError, Problem, RunError, Terminated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,12 +232,32 @@ def test_cfg_all_shows_the_same_values(capsys: pytest.CaptureFixture[str]) -> No
 def test_help_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "preset: accuracy, classify_default, classify_demo, competition, demo, fast, few_shot" in text
-    assert "task: classify, detect" in text
-    assert "close_mosaic: 10" in text
+    assert "preset: accuracy, competition, demo, fast, few_shot" in text and "classify_demo" not in text
+    assert "task: classify, detect" in text and "task=classify --help" in text
+    assert "close_mosaic: 10" in text and "preset: competition" in text
+    assert "trainer:" not in text and "hydra/" not in text and "schema" not in text.partition("== Keys")[0]
     assert main(["task=classify", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "schedule: cosine" in text and "close_mosaic" not in text
+    choices = text.partition("== Choices")[2].partition("== Keys")[0]
+    assert "preset: classify_default, classify_demo\n" in choices and "yolo" not in choices.replace(
+        "data: demo, yolo", ""
+    )
+    assert "trainer: dp, mixed_precision, standard" in choices
+    assert "schedule: cosine" in text and "close_mosaic" not in text and "preset: classify_default" in text
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help", "mode=validate"]) == 0  # without the weights that the verb itself would need
+    text = capsys.readouterr().out
+    assert all(f"  mode={mode} " in text for mode in MODES)
+
+
+def test_help_of_a_choice_shows_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=classify", "preset=classify_demo", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "preset: classify_demo" in text and "epochs: 10" in text
+    assert main(["task=classify", "preset=fast", "--help"]) == 2
+    assert "belongs to task=detect" in capsys.readouterr().err
 
 
 def test_config_dir_reaches_the_job(execute_with: Callable[..., Ran], somewhere: Path) -> None:

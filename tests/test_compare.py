@@ -99,6 +99,20 @@ def test_environment_and_data_files_that_differ_are_named(tmp_path: Path) -> Non
     ]
 
 
+def test_runs_of_two_folds_do_not_look_like_damaged_data(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "a", manifest=changed(fingerprints__data__fold=0))
+    fold = {"fingerprints__data__fingerprint": "f2", "fingerprints__data__fold": 1}
+    now = changed(packages={"torch": "3", "numpy": "2.2.0"}, **fold)
+    other = write_run(tmp_path / "b", manifest=now)
+    swapped = [({"train": "val", "val": "train"}[row[0]], *row[1:]) for row in FILES]
+    write_data_files(other.data_files, swapped)
+    said = sections(compare_runs(one, other))["Environment"]
+    assert said[0].startswith("The runs are of different folds: A is fold 0, B is fold 1")
+    assert said[1:] == ["Their images are the same", "packages: torch: 2.15.0 -> 3"]
+    write_data_files(other.data_files, [("val", "images/a.jpg", "new", "l1"), *swapped[1:]])
+    assert "data: images/a.jpg: the image changed" in sections(compare_runs(one, other))["Environment"]
+
+
 def test_data_that_lie_elsewhere_are_told(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a")
     other = write_run(tmp_path / "b", manifest=changed(fingerprints__data__path="/new/data.yaml"))

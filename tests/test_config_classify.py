@@ -196,7 +196,9 @@ def test_misspelt_task_does_not_make_the_rest_wrong() -> None:
 
 def test_model_without_a_file_of_its_own_leads_to_the_libraries_names() -> None:
     assert "model.name=vgg16" in problems("model=vgg16")["model"].remedy
-    assert problems("model=resnet8")["model"].remedy == "model=resnet18, or model.name=resnet8 if torchvision has it"
+    misspelt = problems("model=resnet8")["model"].remedy
+    assert misspelt == "did you mean model=resnet18? or model.name=resnet8 if torchvision has it"
+    assert problems("model=timm/vit_tiny")["model"].remedy == "model.name=timm/vit_tiny"
     assert problems("model=runs/best.pt")["model"].remedy == "model.weights=runs/best.pt"
     assert classify("model.name=vgg16").model.name == "vgg16"
 

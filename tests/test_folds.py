@@ -269,9 +269,12 @@ def test_copies_across_two_groups_join_them(tmp_path, cache):
     assert parts["cup-rec0"] == parts["cup-rec1"] and len(parts["cup-rec0"]) == 1
 
 
-def test_same_picture_in_two_classes_is_reported(raw, cache):
+def test_same_picture_in_two_classes_is_a_warning_with_both_places(raw, cache, caplog):
     shutil.copy(raw / "bee" / "000.png", raw / "ant" / "000.png")
-    assert "1 pictures lie in more than one class" in split(raw, cache)
+    split(raw, cache)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "1 picture lies in more than one class" in warning
+    assert "\n  raw/ant/000.png = raw/bee/000.png" in warning
 
 
 def test_near_duplicates_across_splits_are_reported(tmp_path, cache):
@@ -351,7 +354,24 @@ def test_two_wrong_settings_are_reported_at_once(raw, cache):
 def test_class_with_one_image_is_named_with_what_would_do(tmp_path, cache):
     raw = make_folders(tmp_path / "set" / "raw", {"a": 10, "b": 1})
     text = refusal(raw, cache)
-    assert "class b: 1 images" in text and "5 folds need 5" in text and "remove its folder" in text
+    assert "class b: 1 image;" in text and "5 folds need 5" in text and "remove its folder" in text
+
+
+def test_small_classes_are_listed_in_one_message(tmp_path, cache):
+    raw = make_folders(tmp_path / "set" / "raw", {"a": 20, "b": 1, "c": 3})
+    with pytest.raises(InputError) as caught:
+        split(raw, cache)
+    (problem,) = caught.value.problems
+    assert problem.key == "data.folds" and problem.allowed.startswith("2 classes have too few images")
+    assert problem.allowed.endswith("b has 1 image; c has 3 images, 1 of them for the test set")
+    assert "data.folds=" not in problem.remedy  # one class would remain too small
+
+
+def test_empty_classes_are_listed_in_one_message(raw, cache):
+    for name in ("fly", "moth"):
+        (raw / name).mkdir()
+    text = refusal(raw, cache)
+    assert "holds 2 classes without an image: fly, moth" in text and text.count("\n") == 1
 
 
 def test_class_with_fewer_images_than_folds_names_the_folds_that_would_do(tmp_path, cache):
@@ -362,7 +382,7 @@ def test_class_with_fewer_images_than_folds_names_the_folds_that_would_do(tmp_pa
 
 def test_fewer_groups_than_folds_is_refused(tmp_path, cache):
     raw = make_recordings(tmp_path / "set" / "raw", recordings=3, shots=6)
-    assert "class cup: 3 groups, 1 of them for the test set" in refusal(raw, cache, groups="level:1")
+    assert "cup has 3 groups, 1 of them for the test set" in refusal(raw, cache, groups="level:1")
 
 
 def test_broken_table_of_groups_names_every_line(raw, cache, tmp_path):
@@ -399,7 +419,7 @@ def test_folder_that_is_a_file_missing_or_divided_already(raw, cache, tmp_path):
     assert "divided already" in refusal(tmp_path / "ready", cache)
 
 
-def test_what_is_no_image_is_reported_or_left_out(raw, cache):
+def test_what_is_no_image_is_reported_or_left_out(raw, cache, caplog):
     (raw / "ant" / "notes.txt").write_text("seen in May")
     (raw / "ant" / "scan.pdf").write_bytes(b"%PDF-1.4")
     (raw / "bee" / "moving.gif").write_bytes(b"GIF89a")
@@ -408,7 +428,9 @@ def test_what_is_no_image_is_reported_or_left_out(raw, cache):
     for name in ("raw/ant/notes.txt", "raw/ant/scan.pdf", "raw/bee/moving.gif", "raw/bee/000.png"):
         assert name in text
     assert "data.on_bad=skip" in text
-    split(raw, cache, on_bad="skip")
+    with caplog.at_level("DEBUG"):
+        split(raw, cache, on_bad="skip")
+    assert "4 files\n" in caplog.text and "raw/ant/notes.txt: is not an image" in caplog.text
     named = {line for i in range(5) for line in lines(raw, f"fold_{i}_val.txt")} | set(lines(raw, "test.txt"))
     assert named == all_lines(raw) - {"raw/bee/000.png"}
 

@@ -319,6 +319,16 @@ def test_without_a_working_driver_there_are_no_gpus_and_the_note_says_why(error:
     assert choose_tier(machine, "auto").reason == machine.gpu_note
 
 
+def test_why_there_is_no_gpu_is_said_once() -> None:
+    machine = machine_with()
+    tier = choose_tier(machine, "auto")
+    device = resolve_device(machine, "auto", [tier])[1]
+    assert (tier.reason, device.reason) == (machine.gpu_note, "no GPU, see gpu_tier")
+    assert resolve_device(machine, "auto")[1].reason == machine.gpu_note  # nobody has said it
+    lines = [*machine.describe(), *(machine.without_note(str(decision)) for decision in (tier, device))]
+    assert "\n".join(lines).count(machine.gpu_note) == 1
+
+
 def test_a_driver_that_fails_after_its_start_leaves_no_gpus_and_is_shut_down() -> None:
     nvml = FakeNvml(SMALL, count_error=pynvml.NVML_ERROR_UNKNOWN)
     machine = read_machine(nvml, environ={})

@@ -272,6 +272,15 @@ def test_find_run_names_the_weights_that_a_run_has(tmp_path: Path) -> None:
     assert "weights/best.pt, weights/last.pt" in text and f"-> resume={run}" in text
 
 
+def test_find_run_last_lists_at_most_ten_runs_a_line_each_and_the_newest_first(tmp_path: Path) -> None:
+    for day in range(1, 13):
+        make_run(tmp_path, f"run{day:02}", "completed", started=f"2026-11-{day:02}")
+    listed = re.findall(r"^ +(\S*run\d\d \(completed\)|and .*)$", refusal("last", tmp_path), re.MULTILINE)
+    names = [Path(line.split()[0]).name for line in listed[:-1]]
+    assert names == [f"run{day:02}" for day in range(12, 2, -1)]
+    assert listed[-1] == "and 2 older"
+
+
 def test_find_run_last_does_not_look_inside_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", "interrupted", started="2026-11-20T10:00:00.000+01:00")
     make_run(run / "plots", "copy", "interrupted", started="2026-11-20T11:00:00.000+01:00")

@@ -76,8 +76,9 @@ def test_training_result_has_the_promised_keys_in_order_then_additions(tmp_path:
     result = json.loads(run.training_result.read_text())
     assert list(result) == [
         *("best_model_path", "last_model_path", "metrics", "training_time_minutes", "epochs_completed"),
-        *("tensorboard_url", "config", "status", "recovery", "exports", "classes"),
+        *("tensorboard_url", "config", "status", "recovery", "exports", "best_epoch", "classes"),
     ]
+    assert result["best_epoch"] == 25
     assert result["best_model_path"] == "weights/best.pt" and result["tensorboard_url"] is None
     assert (result["training_time_minutes"], result["epochs_completed"]) == (75.0, 30)
     assert result["recovery"][0]["from"] == 16 and result["config"]["train"]["imgsz"] == 640

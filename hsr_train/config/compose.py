@@ -67,6 +67,12 @@ def compose_quietly(
         return _from_groups(typed, registration.primary(config_name, str(typed.value("task", "detect"))))
 
 
+def choices_of(schema: type[Experiment], config_dir: Path | str | None = None) -> dict[str, list[str]]:
+    """Return the choices that fit a task, by group, those of a team's folder included."""
+    with _hydra(config_dir):
+        return refusals.choices_of(schema)
+
+
 def log_decisions(experiment: Experiment) -> None:
     """Log what was decided while composing."""
     logged = Decisions()

@@ -64,6 +64,12 @@ def explain(error: Exception, typed: Typed, config_name: str) -> tuple[list[Prob
     return problems or [describe_error(error, schema)], Typed(lines, parsed)
 
 
+def choices_of(schema: type[Experiment]) -> dict[str, list[str]]:
+    """Return the choices that fit a task, by group; groups without any are left out."""
+    fitting = {group: [o for o in sorted(_options(group)) if _fits(group, o, schema)] for group in sorted(_groups())}
+    return {group: options for group, options in fitting.items() if options}
+
+
 def describe_error(error: Exception, schema: type[Experiment] = DetectExperiment) -> Problem:
     """Describe a refusal that no override of ours explains: the fault is in a file, or in Hydra's own options."""
     if isinstance(error, MissingConfigException):
@@ -224,8 +230,8 @@ def _unknown_choice(group: str, value: str, options: list[str], schema: type[Exp
             return Problem(group, value, "is a file, and not an architecture", f"model.weights={value}")
         if schema is not DetectExperiment:  # Nearly every name of the libraries is like one that has a file.
             allowed = f"has no file of its own; there are {', '.join(sorted(options))}"
-            other = f"model.name={value} if torchvision has it"
-            return Problem(group, value, allowed, f"model={meant}, or {other}" if meant else other)
+            other = f"model.name={value}" if value.startswith("timm/") else f"model.name={value} if torchvision has it"
+            return Problem(group, value, allowed, f"did you mean model={meant}? or {other}" if meant else other)
         if meant is None:
             families = [f"{f}{{{','.join(s)}}}" for f, s in FAMILIES.items() if f"{f}{s[0]}" in options]
             allowed = f"is no detector of this program; there are {', '.join(families)}"

@@ -20,6 +20,9 @@ from hsr_train.errors import Problem
 
 log = logging.getLogger(__name__)
 
+MOST_NAMED = 5
+"""Files named on the console, where a log file names all."""
+
 _NO_LABELS = LabelRules(0)
 
 
@@ -75,9 +78,24 @@ def bad_images(images: Mapping[str, str], known: Mapping[str, Known]) -> dict[st
 def bad_remedy(count: int, folder: Path) -> Problem:
     """Return the line that says what to type about broken files."""
     return Problem(
-        "data.on_bad", "error", f"{count:,} files in {folder} are no sound images",
-        "repair or remove them, or go on without them: data.on_bad=skip",
+        "data.on_bad", "error", f"{how_many(count)} in {folder} {'is' if count == 1 else 'are'} broken, or no image",
+        "repair or remove, or go on without: data.on_bad=skip",
     )  # fmt: skip
+
+
+def tell_left_out(broken: Sequence[Problem]) -> None:
+    """Log what data.on_bad=skip leaves out: the first on the console, every one in the run's log file."""
+    many = len(broken) > MOST_NAMED
+    named = "\n".join(f"  {problem.key}: {problem.allowed}" for problem in broken[:MOST_NAMED])
+    more = f"\n  and {len(broken) - MOST_NAMED:,} more, in the run's logs/train.log" if many else ""
+    log.warning("Left out (data.on_bad=skip): %s\n%s%s", how_many(len(broken)), named, more)
+    if many:
+        log.debug("All that is left out:\n%s", "\n".join(f"  {p.key}: {p.allowed}" for p in broken))
+
+
+def how_many(count: int, noun: str = "file") -> str:
+    """Return a number of things in words, with the noun in its number."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def leak_problems(splits: Mapping[str, Mapping[str, str]]) -> list[Problem]:
@@ -114,5 +132,8 @@ def contradictions(classes: Mapping[str, str], hashes: Mapping[str, str]) -> lis
     found = [names for names in by_content.values() if len({classes[name] for name in names}) > 1]
     if not found:
         return []
-    examples = some(" = ".join(names) for names in found)
-    return [f"{len(found):,} pictures lie in more than one class, which no network can learn: {examples}"]
+    what = "1 picture lies" if len(found) == 1 else f"{len(found):,} pictures lie"
+    lines = [f"{what} in more than one class, which no network can learn; keep each in one of them:"]
+    lines += [f"  {some([' = '.join(names)])}" for names in found[:MOST_NAMED]]
+    lines += [f"  and {len(found) - MOST_NAMED:,} more"] if len(found) > MOST_NAMED else []
+    return ["\n".join(lines)]

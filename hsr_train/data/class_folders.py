@@ -125,11 +125,14 @@ def class_problems(found: ClassFolders, key: str, *, complete: bool = True) -> l
         )  # fmt: skip
     if not complete:
         return problems
-    for name, images in found.images.items():
-        if not images:
-            problems.append(
-                Problem(f"{folder}{os.sep}{name}", "", "is a class without an image", "put images there, or remove it")
-            )
+    empty = [name for name, images in found.images.items() if not images]
+    if len(empty) == 1:
+        problems.append(
+            Problem(f"{folder}{os.sep}{empty[0]}", "", "is a class without an image", "put images there, or remove it")
+        )
+    elif empty:
+        allowed = f"holds {len(empty)} classes without an image: {some(empty, _MOST_NAMES)}"
+        problems.append(Problem(key, folder, allowed, "put images there, or remove these folders"))
     if not found.images and not found.loose:
         problems.append(Problem(key, folder, "has no class folder", "one folder for each class, with its images"))
     elif len(found.images) == 1:

@@ -24,8 +24,10 @@ from hsr_train.data.class_files import (
     bad_remedy,
     contradictions,
     examine_images,
+    how_many,
     leak_problems,
     problems_file,
+    tell_left_out,
 )
 from hsr_train.data.class_folders import DEMO, SPLITS, find_layout, some
 from hsr_train.data.class_splits import find_splits
@@ -127,7 +129,7 @@ class ClassificationSet:
         lines = [f"Data: {self.path}, {len(self.classes)} classes{which}"]
         lines += [f"  {name:5} {len(split):8,} images" for name, split in self.splits.items()]
         if self.num_skipped:
-            lines.append(f"  left out as broken (data.on_bad=skip): {self.num_skipped:,} files")
+            lines.append(f"  left out as broken (data.on_bad=skip): {how_many(self.num_skipped)}")
         total = [sum(numbers) for numbers in zip(*counts.values(), strict=True)]
         shown = list(range(len(self.classes)))
         if len(shown) > _MOST_CLASS_LINES:
@@ -209,7 +211,8 @@ def load_classification_set(
     problems: list[Problem] = [] if skip else list(broken)
     remedies = [bad_remedy(len(broken), home)] if problems else []
     if broken and skip:
-        decisions.record("data.on_bad", "skip", f"{len(broken):,} files that are no sound images are left out")
+        tell_left_out(broken)
+        decisions.record("data.on_bad", "skip", f"{how_many(len(broken))} left out: no sound images")
         paths = {
             split: {name: path for name, path in files.items() if name not in bad} for split, files in paths.items()
         }

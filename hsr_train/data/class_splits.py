@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from hsr_train.data.class_folders import (
     DEMO,
     RAW,
     SPLITS,
+    SPLITS_FOLDER,
     Layout,
     class_problems,
     find_layout,
@@ -23,8 +24,12 @@ from hsr_train.data.class_folders import (
     stranger_problems,
 )
 from hsr_train.data.demo_classes import NUM_FOLDS
-from hsr_train.data.index_files import fold_numbers, index_name, index_names, read_index, read_record
+from hsr_train.data.index_files import RECORD, fold_numbers, index_name, index_names, read_index, read_record
+from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
+
+DIVISION_KEYS = ("scheme", "folds", "ratio", "seed", "groups")
+"""Of `data`: what mode=split divides by, and records."""
 
 _WORDS = {"val": ("valid", "validation"), "train": ("training",), "test": ("testing",)}
 
@@ -65,7 +70,57 @@ def list_folds(config: ClassifyDataConfig) -> list[int]:
         return folds
     if layout.raw is None:
         raise InputError(_no_folds(layout, "all"))
-    raise InputError(_not_divided(layout, "train", 0))
+    raise InputError(_not_divided(layout, ["train"], 0))
+
+
+def take_division(
+    config: ClassifyDataConfig, typed: Set[str], division: Mapping[str, Any], decisions: Decisions
+) -> list[Problem]:
+    """Make the keys of `mode=split` say how a set was divided, in place: they cannot divide it anew.
+
+    Args:
+        config: Whose values become those of the division.
+        typed: Keys that were typed; they are never changed, only refused.
+        division: What mode=split recorded; empty for splits that it did not make.
+        decisions: Receives what changed.
+
+    Returns:
+        Typed values that say something else, or that have no effect.
+    """
+    wrong = {key: _plain(getattr(config, key)) for key in DIVISION_KEYS if f"data.{key}" in typed}
+    if not division:
+        allowed = "has no effect: the splits of this set were not made by mode=split"
+        return [Problem(f"data.{key}", value, allowed, "leave it out") for key, value in wrong.items()]
+    problems = []
+    for key in DIVISION_KEYS:
+        made, asked = division.get(key), getattr(config, key)
+        if key not in division or _same(key, made, asked, str(division.get("scheme"))):
+            continue
+        if key in wrong:
+            again = _again_of(config, {**division, key: asked})
+            remedy = f"leave it out, or divide again: {again}" if again else "leave it out"
+            made_text = f"the set was divided with data.{key}={_plain(made)}, see {SPLITS_FOLDER}/{RECORD}"
+            problems.append(Problem(f"data.{key}", wrong[key], made_text, remedy))
+        else:
+            setattr(config, key, made)
+            decisions.record(f"data.{key}", made, f"how the set was divided: {SPLITS_FOLDER}/{RECORD}")
+    return problems
+
+
+def _same(key: str, made: Any, asked: Any, scheme: str) -> bool:
+    """Say whether a value asks for the division that was made; kfold looks at the test share alone."""
+    if key != "ratio" or made == asked or not isinstance(made, list):
+        return bool(made == asked)
+    return scheme == "kfold" and bool(asked) and bool(made) and made[-1] == asked[-1]
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":")) if not isinstance(value, str) else value
+
+
+def _again_of(config: ClassifyDataConfig, division: dict[str, Any]) -> str:
+    """Return the command that divides a set of the user's anew; empty for the built-in set."""
+    return "" if config.raw is None and config.path == DEMO else _again(find_layout(config), division)
 
 
 def find_splits(layout: Layout, fold: int | str, need: Sequence[str]) -> FoundSplits:
@@ -135,11 +190,12 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
     except InputError as err:
         found.problems += err.problems
     present = {f"{layout.raw.name}/{file}" for files in folder.images.values() for file in files}
+    missing = [s for s in need if s in wanted and not (layout.splits / index_name(s, number)).exists()]
+    if missing:
+        found.problems.append(_not_divided(layout, missing, number))
     for split in wanted:
         path = layout.splits / index_name(split, number)
         if not path.exists():
-            if split in need:
-                found.problems.append(_not_divided(layout, split, number))
             continue
         lines, problems = read_index(path, layout.raw.name, present, again=_again(layout, found.division))
         found.images[split] = sorted(lines, key=lambda line: (line.split("/")[1:2], line))
@@ -158,7 +214,7 @@ def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
     """Return the command that divides the set, with the arguments of last time where they are known."""
     words = [f"mode=split task=classify data.raw={layout.raw}"]
     plain = ClassifyDataConfig()
-    for key in ("scheme", "folds", "ratio", "seed", "groups"):
+    for key in DIVISION_KEYS:
         value = (division or {}).get(key)
         if value is not None and value != getattr(plain, key):
             text = json.dumps(value, separators=(",", ":")) if key == "ratio" else str(value)
@@ -166,10 +222,12 @@ def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
     return " ".join(words)
 
 
-def _not_divided(layout: Layout, split: str, fold: int) -> Problem:
+def _not_divided(layout: Layout, splits: Sequence[str], fold: int) -> Problem:
     others = index_names(layout.splits)
     there = f" ({layout.splits} holds {some(others)})" if others else ""
-    return Problem("Index file not found", "", f"{layout.splits / index_name(split, fold)}{there}", _again(layout))
+    first, *more = [index_name(split, fold) for split in splits]
+    text = f"{layout.splits / first}{''.join(f', nor {name}' for name in more)}{there}"
+    return Problem("Index file not found", "", text, _again(layout))
 
 
 def _no_folds(layout: Layout, fold: int | str) -> Problem:

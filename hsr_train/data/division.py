@@ -18,6 +18,7 @@ from hsr_train.errors import InputError, Problem
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+_MOST_CLASSES = 10
 _TEST, _FOLDS, _HOLDOUT = 0, 1, 2  # streams of random numbers
 
 
@@ -95,13 +96,14 @@ def divide(
         vals = draw_folds(units, ~test, scheme.folds, scheme.seed, mixed=mixed)
     else:
         vals = draw_holdouts(units, ~test, scheme.val, scheme.folds, scheme.seed)
-    problems = [
-        Problem("data.groups", f"class {classes[label]}", f"has no training image in fold {fold}", "more groups of it")
+    empty = [
+        f"class {classes[label]} in fold {fold}"
         for fold, val in enumerate(vals)
         for label in np.flatnonzero(units.per_class(~(test | val)) == 0).tolist()
     ]
-    if problems:
-        raise InputError(problems)
+    if empty:
+        listed = ", ".join(empty[:_MOST_CLASSES]) + (" ..." if len(empty) > _MOST_CLASSES else "")
+        raise InputError(Problem("data.groups", "", f"leaves no training image for {listed}", "more groups of these"))
     return test[units.of], [val[units.of] for val in vals]
 
 
@@ -209,17 +211,25 @@ def _targets(totals: Ints, share: float, rng: np.random.Generator) -> Ints:
 
 
 def _refuse(scheme: Scheme, classes: Sequence[str], total: Ints, left: Ints, need: int, word: str) -> None:
+    """Say which classes have too few units: one message, since all have one cause."""
     purpose = f"{need} folds" if scheme.scheme == "kfold" else "train and val"
     most = int(left.min())
     easier = f", or data.folds={most}" if scheme.scheme == "kfold" and most >= 2 else ""
-    raise InputError(
-        [
-            Problem(
-                "data.folds" if scheme.scheme == "kfold" else "data.scheme", f"class {classes[label]}",
-                f"{total[label]} {word}, {total[label] - left[label]} of them for the test set; "
-                f"{purpose} need {need} besides",
-                f"more {word} of {classes[label]}, or remove its folder{easier}",
-            )
-            for label in np.flatnonzero(left < need).tolist()
-        ]
-    )  # fmt: skip
+    key = "data.folds" if scheme.scheme == "kfold" else "data.scheme"
+    few = np.flatnonzero(left < need).tolist()
+
+    def has(label: int) -> str:
+        held_out = int(total[label] - left[label])
+        number = f"{total[label]} {word.removesuffix('s') if total[label] == 1 else word}"
+        return f"{number}, {held_out} of them for the test set" if held_out else number
+
+    if len(few) == 1:
+        name = classes[few[0]]
+        allowed = f"{has(few[0])}; {purpose} need {need} besides"
+        raise InputError(Problem(key, f"class {name}", allowed, f"more {word} of {name}, or remove its folder{easier}"))
+    listed = "; ".join(f"{classes[label]} has {has(label)}" for label in few[:_MOST_CLASSES])
+    more = f"; and {len(few) - _MOST_CLASSES} more" if len(few) > _MOST_CLASSES else ""
+    allowed = (
+        f"{len(few)} classes have too few {word}, since {purpose} need {need} besides the test set: {listed}{more}"
+    )
+    raise InputError(Problem(key, "", allowed, f"more {word} of them, or remove their folders{easier}"))

@@ -17,7 +17,15 @@ import numpy as np
 
 from hsr_train.config.schema import ClassifyDataConfig
 from hsr_train.data.cache import Known
-from hsr_train.data.class_files import bad_images, bad_remedy, contradictions, examine_images, problems_file
+from hsr_train.data.class_files import (
+    bad_images,
+    bad_remedy,
+    contradictions,
+    examine_images,
+    how_many,
+    problems_file,
+    tell_left_out,
+)
 from hsr_train.data.class_folders import (
     DEMO,
     Layout,
@@ -81,28 +89,30 @@ def write_splits(config: ClassifyDataConfig, decisions: Decisions) -> list[str]:
         remedies = [bad_remedy(num_bad, layout.raw)] if num_bad and not skip else []
         raise input_error(layout.raw, problems, remedies, problems_file(config, layout.raw))
     if num_bad:
-        decisions.record("data.on_bad", "skip", f"{num_bad:,} files that are no sound images are in no split")
+        tell_left_out([*strangers, *bad.values()])
+        decisions.record("data.on_bad", "skip", f"{how_many(num_bad)} in no split: no sound images")
 
     kept = [name for name in names if name not in bad]
     classes = list(found.images)
     units, mixed, notes = _units(kept, classes, names, known, config.groups)
     test, vals = divide(units, scheme, classes, mixed=mixed, word="groups" if config.groups else "images")
-    files = index_contents(kept, test, vals)
+    contents = index_contents(kept, test, vals)
     record = {
         **asdict(scheme),
         "ratio": list(config.ratio),
         "classes": classes,
-        "images": {name: content.count(b"\n") for name, content in files.items()},
+        "images": {name: content.count(b"\n") for name, content in contents.items()},
         "left_out": sorted(bad),
         "fingerprint": list_fingerprint(kept),
     }
-    notes += contradictions(
+    for warning in contradictions(
         {name: name.split("/")[1] for name in kept}, {name: known[names[name]].image_hash for name in kept}
-    )
+    ):
+        log.warning("%s", warning)
     notes += _near(kept, names, known, units, test, vals)
     before = _contents(layout)
     earlier = read_record(layout.splits) if _is_complete(layout) else {}
-    write_indexes(layout.splits, files, record)
+    write_indexes(layout.splits, contents, record)
     what = _compared(before, _contents(layout), earlier)
     return [what.format(folder=layout.splits), *_table(units, scheme, classes, test, vals), *notes, _next(layout)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,13 @@ def choose_tier(machine: Machine, device: Any) -> Decision:
     return Decision("gpu_tier", tier, f"{gpu}, the smallest of {len(gpus)}" if len(gpus) > 1 else str(gpu))
 
 
-def resolve_device(machine: Machine, device: Any) -> tuple[str, Decision]:
+def resolve_device(machine: Machine, device: Any, told: Sequence[Decision] = ()) -> tuple[str, Decision]:
     """Return the device to train on as torch writes it (`cpu`, `cuda:0`), and why.
 
     Args:
         machine: What there is.
         device: `train.device`; `auto` takes the largest GPU (of equals the one with most free memory), or the CPU.
+        told: Earlier decisions; a reason that one of them gives is not repeated.
 
     Raises:
         InputError: `device` is malformed, names a GPU that is not there, or several.
@@ -71,7 +73,9 @@ def resolve_device(machine: Machine, device: Any) -> tuple[str, Decision]:
     if gpus is None:
         return "cpu", Decision("train.device", "cpu", "as configured")
     if not gpus:
-        return "cpu", Decision("train.device", "cpu", machine.gpu_note or "no GPU found")
+        reason = machine.gpu_note or "no GPU found"
+        known = next((decision.key for decision in told if decision.reason == reason), None)
+        return "cpu", Decision("train.device", "cpu", f"no GPU, see {known}" if known else reason)
     gpu = gpus[0]
     reason = str(gpu)
     if len(machine.gpus) > 1 and parse_device(device) == "auto":

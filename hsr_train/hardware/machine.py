@@ -48,6 +48,10 @@ class Machine:
         ]
         return record
 
+    def without_note(self, text: str) -> str:
+        """Return a line that stands below those of `describe`, which say already why there is no GPU."""
+        return text.replace(self.gpu_note, "no GPU, see Hardware") if self.gpu_note and not self.gpus else text
+
     def describe(self) -> list[str]:
         """Return lines for a person."""
         lines = [gpu.describe() for gpu in self.gpus]

@@ -13,9 +13,9 @@ import yaml
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.changes import read_changes, undo
-from hsr_train.run.data_files import read_data_files
+from hsr_train.run.data_files import DataFile, changed_files, read_data_files
 from hsr_train.run.directory import RunDirectory
-from hsr_train.run.drift import compare_manifests, moved
+from hsr_train.run.drift import DATA, MOST_FILES, compare_manifests, moved
 from hsr_train.run.manifest import SECTIONS, read_manifest
 from hsr_train.run.record import flat
 from hsr_train.run.reproduction import Outcome, compare_outcomes, read_outcome
@@ -78,7 +78,24 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 def _environment(runs: Sequence[RunDirectory]) -> list[str]:
     one, other = (read_manifest(run, SECTIONS) for run in runs)
     files = [read_data_files(run.data_files) for run in runs]
+    folds = [manifest["fingerprints"].get("data", {}).get("fold") for manifest in (one, other)]
+    if folds[0] != folds[1]:
+        lines = _of_different_folds(folds, files)
+        same = {**other, "fingerprints": {**other["fingerprints"], "data": one["fingerprints"].get("data")}}
+        return [f"  {line}" for line in (*lines, *compare_manifests(one, same))]
     return [f"  {line}" for line in (*compare_manifests(one, other, *files), *moved(one, other))]
+
+
+def _of_different_folds(folds: Sequence[Any], files: Sequence[Sequence[DataFile] | None]) -> list[str]:
+    """Return how the data of two folds differ beyond what is meant to: by images that only one has, or that changed."""
+    words = ["no fold" if fold is None else f"fold {fold}" for fold in folds]
+    lines = [f"The runs are of different folds: A is {words[0]}, B is {words[1]}; their train and val differ, as meant"]
+    if files[0] is None or files[1] is None:
+        return lines
+    whole = [[("the set", *row[1:]) for row in rows] for rows in (files[0], files[1])]
+    changes = [f"{DATA}: {name}: {text}" for name, text in changed_files(*whole)]
+    more = [f"{DATA}: and {len(changes) - MOST_FILES:,} further changes"] if len(changes) > MOST_FILES else []
+    return [*lines, *changes[:MOST_FILES], *more] if changes else [*lines, "Their images are the same"]
 
 
 def _metrics(runs: Sequence[RunDirectory]) -> list[str]:

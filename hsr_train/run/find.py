@@ -18,6 +18,10 @@ from hsr_train.run.status import is_alive, read_status
 log = logging.getLogger(__name__)
 
 
+MOST_LISTED = 10
+"""Runs that a message names."""
+
+
 def find_run(reference: str, output_dir: Path, *, extended: bool = False) -> Path:
     """Find the run that `resume=` means; whether it can go on, `obstacle` tells.
 
@@ -139,9 +143,10 @@ def _listing(output_dir: Path) -> str:
     runs = _runs_under(output_dir)
     if not runs:
         return f"{output_dir} holds no run"
-    states = [f"{run} ({(read_status(run / 'status.json') or {}).get('state', 'no status')})" for run in runs[-5:]]
-    more = f" and {len(runs) - 5} older" if len(runs) > 5 else ""
-    return f"{output_dir} holds " + ", ".join(reversed(states)) + more
+    shown = runs[: -MOST_LISTED - 1 : -1]
+    lines = [f"{run} ({(read_status(run / 'status.json') or {}).get('state', 'no status')})" for run in shown]
+    lines += [f"and {len(runs) - len(shown)} older"] if len(runs) > len(shown) else []
+    return f"{output_dir} holds, the newest first," + "".join(f"\n      {line}" for line in lines)
 
 
 def _not_a_run(reference: str, path: Path, output_dir: Path, key: str = "resume") -> Problem:

@@ -75,6 +75,7 @@ def training_result(record: RunRecord) -> dict[str, Any]:
         "status": record.status,
         "recovery": [dict(rung) for rung in record.recovery],
         "exports": [dict(export) for export in record.exports],
+        "best_epoch": record.best_epoch,
     }
     taken = promised.keys() & record.extra.keys()
     if taken:

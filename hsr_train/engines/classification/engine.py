@@ -19,7 +19,7 @@ from hsr_train.engines.classification.network import load_network
 from hsr_train.engines.classification.policy import load_accelerate, precision
 from hsr_train.engines.classification.predict import predict
 from hsr_train.engines.classification.preparation import decide_device, prepare
-from hsr_train.engines.classification.reports import Evaluation, confusion_picture, write_reports
+from hsr_train.engines.classification.reports import Evaluation, calibration_picture, confusion_picture, write_reports
 from hsr_train.engines.classification.samples import make_loader
 from hsr_train.engines.classification.training import samples
 from hsr_train.engines.memory import persevere
@@ -98,6 +98,7 @@ class ClassificationEngine:
         context.recovery.at(FINAL_EVALUATION)
         file, split = Path(plan.experiment.model.weights), plan.experiment.data.split
         found = self._report(plan, context, file, split)
+        log.info("%s", found.report_text().rstrip())
         return Result(
             run_dir=context.run.path, metrics=_metrics(found), extra={"split": split, "per_class": found.per_class}
         )
@@ -113,7 +114,9 @@ class ClassificationEngine:
             context.recovery,
         ):
             log.info("%s", line)
-        return Result(run_dir=context.run.path, extra={"images": len(plan.inputs.sources or [])})
+        return Result(
+            run_dir=context.run.path, extra={"images": len(plan.inputs.sources), "left_out": len(plan.inputs.left_out)}
+        )
 
     def export(self, plan: Plan, context: RunContext) -> Result:
         """Write given weights in other formats, each compared with the original."""
@@ -156,12 +159,15 @@ class ClassificationEngine:
         write_reports(found, run.path / "logs", run.plots)
         if context.events is not None:
             context.events.image(f"Confusion_Matrix/{split}", confusion_picture(found), 0)
+            context.events.image(f"Reliability/{split}", calibration_picture(found), 0)
             context.events.text(f"Classification_Report/{split}", f"```\n{found.report_text()}\n```")
             context.events.scalar(f"{split.capitalize()}/Accuracy", found.accuracy, 0)
+            context.events.scalar(f"{split.capitalize()}/ECE", found.calibration.error, 0)
             context.events.flush()
         log.info(
-            "%s: accuracy %.4f, macro F1 %.4f (%d images)", split, found.accuracy, found.macro_f1, len(found.images)
-        )
+            "%s: accuracy %.4f, macro F1 %.4f, calibration error %.4f (%d images)",
+            split, found.accuracy, found.macro_f1, found.calibration.error, len(found.images),
+        )  # fmt: skip
         return found
 
     def _try_export(

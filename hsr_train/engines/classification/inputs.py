@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsr_train.data.class_set import ClassificationSet
 from hsr_train.engines.classification.models import Numbers
 from hsr_train.engines.classification.weights import Start
+from hsr_train.errors import Problem
 
 
 @dataclass
@@ -23,6 +24,7 @@ class ClassifyInputs:
         std: Likewise.
         cache_dir: Our caches.
         sources: The images of mode=predict.
+        left_out: Those that data.on_bad=skip left out, and why.
     """
 
     dataset: ClassificationSet | None
@@ -33,3 +35,4 @@ class ClassifyInputs:
     std: Numbers
     cache_dir: Path
     sources: list[Path] | None = None
+    left_out: list[Problem] = field(default_factory=list)

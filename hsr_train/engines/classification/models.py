@@ -7,6 +7,7 @@ Only this file asks the two libraries for networks and for what their pretrained
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from functools import cache
 from types import MethodType
@@ -84,10 +85,12 @@ def _unknown_to_torchvision(name: str) -> Problem:
 
 
 def _unknown(name: str, allowed: str, word: str, words: Any, prefix: str) -> Problem:
-    near = difflib.get_close_matches(word.lower(), words, n=1)
-    remedy = (
-        f"type model.name={prefix}{near[0]}" if near else "such as model.name=resnet18 or model.name=timm/resnet26d"
-    )
+    near = [f"{prefix}{name}" for name in difflib.get_close_matches(word.lower(), words, n=1)]
+    if not near and not prefix and "timm" in sys.modules:
+        near = [f"{TIMM}{name}" for name in difflib.get_close_matches(word.lower(), load_timm().list_models(), n=1)]
+    remedy = "such as model.name=resnet18 or model.name=timm/resnet26d"
+    if near:
+        remedy = f"did you mean {near[0]}? type model.name={near[0]}"
     return Problem("model.name", name, allowed, remedy)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the confusion matrix, and contact sheets of mistakes and predictions.
+"""Pictures of an evaluation: confusion matrix, reliability diagram, contact sheets of mistakes and predictions.
 
 All are RGB arrays of uint8, for files and for TensorBoard alike; `reports.py` writes them. matplotlib is used without
 pyplot, whose figures are global.
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from hsr_train.engines.classification.calibration import Calibration
 from hsr_train.engines.classification.samples import read_picture
 from hsr_train.errors import RunError
 
@@ -100,6 +101,34 @@ def matrix_picture(confusion: npt.NDArray[np.int64], classes: Sequence[str], tit
     figure.text(0.1 / width, 1 - 0.15 / height, title, fontsize=10, va="top", parse_math=False)
     with warnings.catch_warnings(action="ignore"):  # a script that the font lacks appears as boxes
         canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def reliability_picture(calibration: Calibration, title: str = "") -> Picture:
+    """Draw each bin's share of right answers as a bar, beside the diagonal on which probabilities are honest.
+
+    Args:
+        calibration: The bins.
+        title: Above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_bins = len(calibration.counts)
+    filled = np.flatnonzero(calibration.counts)
+    figure = Figure(figsize=(5, 5.6), dpi=_DPI, layout="constrained")
+    canvas: Any = FigureCanvasAgg(figure)
+    bars, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    middle, width = (filled + 0.5) / num_bins, 0.92 / num_bins
+    bars.plot([0, 1], [0, 1], "--", color="0.5", label="accuracy = confidence")
+    bars.bar(middle, calibration.accuracy[filled], width, color="tab:blue", alpha=0.75, label="accuracy")
+    bars.plot(calibration.confidence[filled], calibration.accuracy[filled], "o", color="black", markersize=4)
+    bars.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02))
+    bars.legend(loc="upper left", fontsize=8)
+    bars.set_title(title, fontsize=10, parse_math=False)
+    counts.bar(middle, calibration.counts[filled], width, color="0.6")
+    counts.set(xlabel="probability of the answer", ylabel="images")
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from hsr_train.config.schema import ClassifyExperiment
+from hsr_train.data.class_files import bad_remedy, how_many, tell_left_out
 from hsr_train.data.class_set import ClassSplit
 from hsr_train.data.images import IMAGE_SUFFIXES, examine_image, quiet_decoder
+from hsr_train.data.report import MOST_SHOWN
 from hsr_train.engines.classification.evaluate import score
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.pictures import prediction_sheet
@@ -25,8 +27,15 @@ log = logging.getLogger(__name__)
 _REMEDY = "data.path=IMAGE or FOLDER"
 
 
-def find_images(source: Path) -> list[Path]:
+def find_images(source: Path, *, skip: bool = False) -> tuple[list[Path], list[Problem]]:
     """List the images behind a path; a folder is searched with its sub-folders, hidden files are left out.
+
+    Args:
+        source: An image or a folder.
+        skip: Leave out images that cannot be read, and say so.
+
+    Returns:
+        The sound images, and what is wrong with those left out.
 
     Raises:
         InputError: There is no image, or one of them cannot be read; every such image is named.
@@ -38,7 +47,7 @@ def find_images(source: Path) -> list[Path]:
     if wrong or not images:
         what = "is not an image" if wrong else "is a folder without images"
         raise InputError(Problem("data.path", str(source), what, _REMEDY))
-    problems = []
+    problems, sound = [], []
     with quiet_decoder():
         for image in images:
             try:
@@ -46,10 +55,19 @@ def find_images(source: Path) -> list[Path]:
             except OSError as error:
                 fault = f"cannot be read: {error.strerror or error}"
             if fault:
-                problems.append(Problem(str(image), "", fault, "repair it, or move it away"))
+                problems.append(Problem(str(image), "", fault))
+            else:
+                sound.append(image)
+    if problems and not (skip and sound):
+        shown = [*problems[:MOST_SHOWN]]
+        if len(problems) > MOST_SHOWN:
+            shown.append(Problem(f"and {how_many(len(problems) - MOST_SHOWN)} more", "", "likewise"))
+        if skip:
+            raise InputError([*shown, Problem("data.path", str(source), "no sound image is left", _REMEDY)])
+        raise InputError([*shown, bad_remedy(len(problems), source)])
     if problems:
-        raise InputError(problems)
-    return images
+        tell_left_out(problems)
+    return sound, problems
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -100,4 +118,5 @@ def predict(experiment: ClassifyExperiment, inputs: ClassifyInputs, model: objec
     if len(images) == 1:
         order = np.argsort(-found.probabilities[0], kind="stable")[: experiment.predict.top]
         lines = [f"{inputs.classes[i]:{width}} {found.probabilities[0][i]:.4f}" for i in order]
-    return [*lines, f"Probabilities of every image: {run.path / 'predictions.csv'}"]
+    left_out = f"; left out as broken: {how_many(len(inputs.left_out))}" if inputs.left_out else ""
+    return [*lines, f"Probabilities of {how_many(len(images), 'image')}: {run.path / 'predictions.csv'}{left_out}"]

@@ -6,7 +6,6 @@ Called by `engine.ClassificationEngine.prepare`; its `Plan` is what mode=check p
 from __future__ import annotations
 
 import logging
-import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 from hsr_train.config.schema import ClassifyExperiment
 from hsr_train.data.cache import cache_root
 from hsr_train.data.class_set import ClassificationSet, load_classification_set
+from hsr_train.data.class_splits import take_division
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
 from hsr_train.engines.classification import privacy, weights
+from hsr_train.engines.classification.description import run_name, summary
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.models import (
     check_imgsz,
@@ -40,17 +41,6 @@ log = logging.getLogger(__name__)
 
 DEMO = "demo"
 VERBS_WITH_WEIGHTS = ("validate", "predict", "export")
-# What names a run beside its data, in the order in which it stands there.
-NAMED = {
-    "model.name": "model",
-    "train.batch": "batch",
-    "train.epochs": "epochs",
-    "optimizer.lr": "lr",
-    "optimizer.name": "optimizer",
-    "trainer.name": "trainer",
-    "train.imgsz": "imgsz",
-    "train.seed": "seed",
-}
 
 
 def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisions) -> Plan:
@@ -59,13 +49,14 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     Raises:
         InputError: With every problem found.
     """
-    experiment = deepcopy(experiment)
+    asked, experiment = experiment, deepcopy(experiment)
     pin_cuda_order()
     load_accelerate()
     load_metrics()
     cache_dir = cache_root(experiment.data)
     problems: list[Problem] = []
     device, dataset, start, sources = "cpu", None, None, None
+    left_out: list[Problem] = []
     try:
         device = decide_device(experiment, machine, decisions)
     except InputError as error:
@@ -80,7 +71,8 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     try:
         dataset = _load_data(experiment, decisions)
         if experiment.mode == "predict":
-            sources = find_images(Path(experiment.data.path).expanduser().absolute())
+            skip = experiment.data.on_bad == "skip"
+            sources, left_out = find_images(Path(experiment.data.path).expanduser().absolute(), skip=skip)
     except InputError as error:
         problems += error.problems
     if not problems or check_name(experiment.model.name) is None:
@@ -103,10 +95,10 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
         decisions=decisions,
         fingerprints=fingerprints,
         seeds={"train.seed": experiment.train.seed, "data.seed": experiment.data.seed},
-        summary=_summary(experiment, machine, start, dataset, decisions),
-        inputs=ClassifyInputs(dataset, start, classes, device, mean, std, cache_dir, sources),
+        summary=summary(experiment, machine, start, dataset, decisions),
+        inputs=ClassifyInputs(dataset, start, classes, device, mean, std, cache_dir, sources, left_out),
         data_files=dataset.files if dataset is not None else tuple,
-        run_name=_run_name(experiment, dataset) if experiment.mode == "train" and dataset is not None else None,
+        run_name=run_name(asked, dataset) if experiment.mode == "train" and dataset is not None else None,
     )
 
 
@@ -119,7 +111,7 @@ def decide_device(experiment: ClassifyExperiment, machine: Machine, decisions: D
     if num_processes() > 1:
         device = _own_device(experiment, machine, decisions)
     else:
-        device, decision = resolve_device(machine, experiment.train.device)
+        device, decision = resolve_device(machine, experiment.train.device, decisions)
         if experiment.train.device != decision.value:
             decisions.record(decision.key, decision.value, decision.reason)
         experiment.train.device = decision.value
@@ -194,8 +186,10 @@ def _resolve_weights(experiment: ClassifyExperiment, decisions: Decisions) -> we
         there = file.is_file()
         return weights.Start("state", file if there else None, weights.fingerprint(file) if there else None)
     is_demo = experiment.data.path == DEMO and experiment.data.raw is None
-    start = weights.resolve(experiment.model, is_demo=is_demo, decisions=decisions)
-    experiment.model.weights = str(start.file) if start.file else "scratch"
+    fetch = experiment.mode != "check"
+    start = weights.resolve(experiment.model, is_demo=is_demo, decisions=decisions, fetch=fetch)
+    if start.url is None:
+        experiment.model.weights = str(start.file) if start.file else "scratch"
     return start
 
 
@@ -207,7 +201,10 @@ def _load_data(experiment: ClassifyExperiment, decisions: Decisions) -> Classifi
     need = {"validate": (data.split,), "export": (data.split,)}.get(experiment.mode, ("train", "val"))
     origin = experiment.origin
     rehash = origin.resume_from is not None or origin.reproduce_from is not None
-    return load_classification_set(data, decisions, need=need, rehash=rehash)
+    found = load_classification_set(data, decisions, need=need, rehash=rehash)
+    if problems := take_division(data, set(origin.typed), found.division, decisions):
+        raise InputError(problems)
+    return found
 
 
 def _classes(
@@ -257,43 +254,3 @@ def _make_absolute(experiment: ClassifyExperiment) -> None:
     data.raw = absolute(data.raw) if data.raw is not None else None
     data.cache_dir = absolute(data.cache_dir) if data.cache_dir is not None else None
     experiment.model.weights_dirs = [absolute(folder) for folder in experiment.model.weights_dirs]
-
-
-def _run_name(experiment: ClassifyExperiment, dataset: ClassificationSet) -> str:
-    """Return `<dataset>[_<key>_<value>...][_fold_<i>]`: the values that were typed, in a fixed order."""
-    typed = set(experiment.origin.typed)
-    groups = {"model": "model.name", "trainer": "trainer.name", "optimizer": "optimizer.name"}
-    typed |= {key for group, key in groups.items() if group in typed}
-    parts = [dataset.name]
-    for key, word in NAMED.items():
-        if key in typed:
-            section, _, name = key.partition(".")
-            parts.append(f"{word}_{getattr(getattr(experiment, section), name)}")
-    if dataset.fold is not None:
-        parts.append(f"fold_{dataset.fold}")
-    return re.sub(r"[^\w.+-]+", "_", "_".join(parts))
-
-
-def _summary(
-    experiment: ClassifyExperiment,
-    machine: Machine,
-    start: weights.Start,
-    dataset: ClassificationSet | None,
-    decisions: Decisions,
-) -> list[str]:
-    """Return the plan in words."""
-    train, optimizer, trainer = experiment.train, experiment.optimizer, experiment.trainer
-    lines = ["Hardware", *(f"  {line}" for line in machine.describe())]
-    if dataset is not None:
-        lines += dataset.summary()
-    lines += [
-        "Plan",
-        f"  model {experiment.model.name}, weights {start.file or 'from scratch'}",
-        f"  {train.epochs} epochs, {train.imgsz} px, batch {train.batch} (validation {train.val_batch}), "
-        f"{train.workers} workers, cache {train.cache}, device {train.device}, trainer {trainer.name}",
-        f"  optimizer {optimizer.name}, lr {optimizer.lr}, schedule {optimizer.schedule}, preset {experiment.preset}",
-        f"  results under {experiment.output_dir}",
-        "Decisions",
-        *(f"  {decision}" for decision in decisions),
-    ]
-    return lines

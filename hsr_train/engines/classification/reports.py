@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hsr_train.engines.classification.pictures import Mistake, matrix_picture, mistakes_sheet
+from hsr_train.engines.classification.calibration import NUM_BINS, Calibration, calibrate
+from hsr_train.engines.classification.pictures import Mistake, matrix_picture, mistakes_sheet, reliability_picture
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import write_bytes, write_json, write_text
 
@@ -108,6 +109,11 @@ class Evaluation:
             for i, precision, recall, f1, support in zip(self._taking_part, *columns, strict=True)
         ]
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Whether the probabilities of the answers are those of being right."""
+        return calibrate(self.targets, self.probabilities)
+
     @property
     def _taking_part(self) -> list[int]:
         return sorted({*self.targets.tolist(), *self.predicted.tolist()})
@@ -117,7 +123,7 @@ class Evaluation:
         return [name for i, name in enumerate(self.classes) if i not in self._taking_part]
 
     def report_text(self) -> str:
-        """Return scikit-learn's table with four digits."""
+        """Return scikit-learn's table with four digits, and the calibration error below it."""
         table: str = load_metrics().classification_report(
             self.targets,
             self.predicted,
@@ -126,6 +132,7 @@ class Evaluation:
             digits=4,
             zero_division=0,
         )
+        table += f"\nExpected calibration error ({NUM_BINS} bins): {self.calibration.error:.4f}\n"
         if self._absent:
             table += f"\nNeither here nor predicted: {', '.join(self._absent)}\n"
         return table
@@ -140,6 +147,8 @@ class Evaluation:
             "accuracy": self.accuracy,
             "macro_f1": self.macro_f1,
             "loss": self.loss,
+            "expected_calibration_error": self.calibration.error,
+            "calibration": self.calibration.rows(),
             "per_class": self.per_class,
             "macro_average": {key: float(values.mean()) for key, values in figures.items()},
             "weighted_average": {key: float(values @ support / support.sum()) for key, values in figures.items()},
@@ -166,7 +175,9 @@ class Evaluation:
 
 
 def write_reports(evaluation: Evaluation, logs: Path, plots: Path) -> None:
-    """Write classification_report_<split>.txt and .json, confusion_<split>.png and, if any, worst_<split>.jpg.
+    """Write classification_report_<split>.txt and .json, and pictures.
+
+    The pictures: confusion_<split>.png, reliability_<split>.png and, if there are mistakes, worst_<split>.jpg.
 
     Args:
         evaluation: What is reported.
@@ -180,6 +191,7 @@ def write_reports(evaluation: Evaluation, logs: Path, plots: Path) -> None:
     write_text(logs / f"classification_report_{split}.txt", evaluation.report_text())
     write_json(logs / f"classification_report_{split}.json", evaluation.report_json())
     write_picture(plots / f"confusion_{split}.png", confusion_picture(evaluation))
+    write_picture(plots / f"reliability_{split}.png", calibration_picture(evaluation))
     if mistakes := evaluation.mistakes():
         write_picture(plots / f"worst_{split}.jpg", mistakes_sheet(mistakes))
 
@@ -188,6 +200,12 @@ def confusion_picture(evaluation: Evaluation) -> npt.NDArray[np.uint8]:
     """Draw the confusion matrix of an evaluation, as RGB (height, width, 3)."""
     title = f"{evaluation.split}: accuracy {evaluation.accuracy:.4f} of {len(evaluation.images)} images"
     return matrix_picture(evaluation.confusion, evaluation.classes, title)
+
+
+def calibration_picture(evaluation: Evaluation) -> npt.NDArray[np.uint8]:
+    """Draw how often answers are right against how sure they are, as RGB (height, width, 3)."""
+    error, count = evaluation.calibration.error, len(evaluation.images)
+    return reliability_picture(evaluation.calibration, f"{evaluation.split}: ECE {error:.4f} of {count} images")
 
 
 def write_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:

@@ -22,12 +22,12 @@ from hsr_train.config.schema.classify import ClassifyModelConfig
 from hsr_train.decisions import Decisions
 from hsr_train.engines.classification.models import TIMM, check_name, heads_of, outline
 from hsr_train.engines.classification.published import Published, download, downloads_folder, published
+from hsr_train.engines.signatures import CLASSIFIER_FORMAT, DETECTOR_CLASS, belongs_to
 from hsr_train.errors import InputError, Problem
 
 log = logging.getLogger(__name__)
 
-FORMAT = "hsr_train classifier 1"
-"""Marks a weights file of ours: {"format", "model_name", "classes", "state_dict", ...}."""
+FORMAT = CLASSIFIER_FORMAT
 
 _STATES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model")
 """Under which names training programs keep the weights, averaged ones first."""
@@ -44,12 +44,16 @@ class Start:
         file: The weights, or None for scratch.
         sha256: Of the file, or None.
         note: One line for a person.
+        outputs: Of the head in the file, where it has one.
+        url: Where the file would be downloaded from; then it is not here.
     """
 
     source: str
     file: Path | None = None
     sha256: str | None = None
     note: str = ""
+    outputs: int | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,14 @@ class Checkpoint:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve(config: ClassifyModelConfig, *, is_demo: bool, decisions: Decisions) -> Start:
+def resolve(config: ClassifyModelConfig, *, is_demo: bool, decisions: Decisions, fetch: bool = True) -> Start:
     """Find the weights that `model.weights` asks for, checking a file before it is used.
 
     Args:
         config: The model section.
         is_demo: Whether the data is the built-in set, which may train from scratch.
         decisions: Receives what `auto` became.
+        fetch: Download what is not here; else only say where it would come from.
 
     Raises:
         InputError: If a file is missing, damaged or of another network, or pretrained weights cannot be had.
@@ -87,7 +92,10 @@ def resolve(config: ClassifyModelConfig, *, is_demo: bool, decisions: Decisions)
     if config.weights not in ("auto", "pretrained"):
         return _checked(Path(config.weights).expanduser(), config.name, "file")
     offered = published(config.name)
-    found = _search(config, offered) or (download(offered[0]) if offered else None)
+    found = _search(config, offered)
+    if found is None and offered and not fetch:
+        return Start("pretrained", url=offered[0].url)
+    found = found or (download(offered[0]) if offered else None)
     if found is not None:
         start = _checked(found, config.name, "pretrained")
         if config.weights == "auto":
@@ -137,7 +145,7 @@ def _checked(file: Path, name: str, source: str) -> Start:
     fitted = _fit(outline(name, 2), checkpoint, name, file)
     classes = f", trained on {len(checkpoint.classes)} classes" if checkpoint.classes else ""
     note = f"{name} from {file} ({len(fitted.taken)} tensors{classes})"
-    return Start(source, file.resolve(), fingerprint(file), note)
+    return Start(source, file.resolve(), fingerprint(file), note, fitted.outputs)
 
 
 def fingerprint(file: Path) -> str:
@@ -159,6 +167,8 @@ def read(file: Path) -> Checkpoint:
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before the same file is refused
             content = _content(file)
     except Exception as error:  # a damaged pickle may raise anything
+        if re.search(rf"GLOBAL {re.escape(DETECTOR_CLASS)}\b", str(error)):
+            raise InputError(belongs_to("detect", file, "a YOLO detector", "classify")) from error
         raise InputError(Problem("model.weights", str(file), _why_refused(error), "use another file")) from error
     named = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), content)
     state = {str(key): value for key, value in named.items() if isinstance(value, Tensor)}
@@ -221,6 +231,7 @@ def load_into(model: nn.Module, start: Start, name: str) -> list[str]:
 class _Fit:
     taken: dict[str, Tensor]
     notes: list[str]
+    outputs: int | None
 
 
 def _fit(model: nn.Module, checkpoint: Checkpoint, name: str, file: Path) -> _Fit:
@@ -254,7 +265,8 @@ def _fit(model: nn.Module, checkpoint: Checkpoint, name: str, file: Path) -> _Fi
         )  # fmt: skip
     new_heads = [head.removesuffix(".") for head in heads if any(k.startswith(head) and k not in same for k in ours)]
     taken = {k: v for k, v in same.items() if not k.startswith(tuple(f"{head}." for head in new_heads))}
-    return _Fit(taken, list(_notes(ours, theirs, taken, new_heads)))
+    head = next((theirs[f"{name}weight"] for name in heads if f"{name}weight" in theirs), None)
+    return _Fit(taken, list(_notes(ours, theirs, taken, new_heads)), None if head is None else int(head.shape[0]))
 
 
 def _notes(

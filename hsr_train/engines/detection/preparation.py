@@ -47,7 +47,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     problems: list[Problem] = []
     device, dataset, start = "cpu", None, None
     try:
-        device, decision = resolve_device(machine, experiment.train.device)
+        device, decision = resolve_device(machine, experiment.train.device, decisions)
         _take(experiment.train, "device", decision, decisions)
     except InputError as error:
         problems += error.problems
@@ -133,9 +133,11 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
         is_demo=experiment.data.path == DEMO,
         model_is_typed=_is_typed(experiment, "model", "model.name"),
         decisions=decisions,
+        fetch=experiment.mode != "check",
     )
     experiment.model.name = found.architecture
-    experiment.model.weights = str(found.file) if found.file else "scratch"
+    if found.url is None:
+        experiment.model.weights = str(found.file) if found.file else "scratch"
     return found
 
 
@@ -253,15 +255,18 @@ def _summary(
     lines = ["Hardware", *(f"  {line}" for line in machine.describe())]
     if dataset is not None:
         lines += dataset.summary()
+    origin = str(start.file or "from scratch")
+    if start.url is not None:
+        origin = f"not on this machine: training would download {start.url}"
     lines += [
         "Plan",
-        f"  model {start.architecture}, weights {start.file or 'from scratch'}",
+        f"  model {start.architecture}, weights {origin}",
         f"  {train.epochs} epochs, {train.imgsz} px, batch {train.batch} (validation {train.val_batch}), "
         f"{train.workers} workers, cache {train.cache}, device {train.device}, amp {train.amp}",
         f"  optimizer {optimizer.name}, lr0 {optimizer.lr0}, patience {train.patience}, preset {experiment.preset}, "
         f"tier {experiment.gpu_tier}",
         f"  results under {experiment.output_dir}",
         "Decisions",
-        *(f"  {decision}" for decision in decisions),
+        *(f"  {machine.without_note(str(decision))}" for decision in decisions),
     ]
     return lines

@@ -21,6 +21,7 @@ import torch
 from hsr_train.config.schema import ModelConfig
 from hsr_train.decisions import Decisions
 from hsr_train.engines.detection.library import bring_up
+from hsr_train.engines.signatures import CLASSIFIER_FORMAT, belongs_to
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import atomic_path
 
@@ -47,6 +48,7 @@ class Weights:
         imgsz: Image size that the file was trained with in pixels, or None.
         num_modules: Modules of the network, as train.freeze counts them.
         stride: Largest stride in pixels; image sizes are multiples of it.
+        url: Where pretrained weights would be downloaded from; then they are not here.
     """
 
     source: str
@@ -57,10 +59,17 @@ class Weights:
     imgsz: int | None = None
     num_modules: int = 0
     stride: int = 32
+    url: str | None = None
 
 
 def resolve(
-    config: ModelConfig, *, cache_dir: Path, is_demo: bool, model_is_typed: bool, decisions: Decisions
+    config: ModelConfig,
+    *,
+    cache_dir: Path,
+    is_demo: bool,
+    model_is_typed: bool,
+    decisions: Decisions,
+    fetch: bool = True,
 ) -> Weights:
     """Find the weights that `model.weights` asks for, checking a file before it is used.
 
@@ -70,6 +79,7 @@ def resolve(
         is_demo: Whether the data is the built-in demo set, which may train from scratch.
         model_is_typed: Whether the user named the architecture; a file must then agree with it.
         decisions: Receives what `auto` became.
+        fetch: Download what is not here; else only say where it would come from.
 
     Raises:
         InputError: If a file is missing, damaged, of another task, contradicts a typed model, or pretrained weights
@@ -79,7 +89,10 @@ def resolve(
         return _scratch(config.name)
     if config.weights not in ("auto", "pretrained"):
         return inspect(Path(config.weights).expanduser(), config.name if model_is_typed else None)
-    found = _search(config, cache_dir) or _download(config.name, cache_dir)
+    found = _search(config, cache_dir)
+    if found is None and not fetch:
+        return replace(_scratch(config.name), source="pretrained", url=DOWNLOAD_URL.format(name=config.name))
+    found = found or _download(config.name, cache_dir)
     if found is not None:
         weights = inspect(found, config.name)
         if config.weights == "auto":
@@ -155,6 +168,9 @@ def load_model(file: Path) -> Any:
             checkpoint, _ = torch_safe_load(file, safe_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         raise InputError(Problem("model.weights", str(file), _why_refused(error), "use another .pt file")) from error
+    if checkpoint.get("format") == CLASSIFIER_FORMAT:
+        held = f"an image classifier ({checkpoint.get('model_name')}, {len(checkpoint.get('classes', []))} classes)"
+        raise InputError(belongs_to("classify", file, held, "detect"))
     model = next((checkpoint[key] for key in ("ema", "model") if checkpoint.get(key) is not None), None)
     if not isinstance(model, DetectionModel):
         held = "nothing" if model is None else type(model).__name__
