@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,14 @@ from hsr_train.data.class_folders import (
     stranger_problems,
 )
 from hsr_train.data.demo_classes import NUM_FOLDS
-from hsr_train.data.index_files import fold_numbers, index_name, index_names, read_index, read_record
+from hsr_train.data.index_files import (
+    arguments,
+    fold_numbers,
+    index_name,
+    index_names,
+    read_class_index,
+    read_record,
+)
 from hsr_train.errors import InputError, Problem
 
 _WORDS = {"val": ("valid", "validation"), "train": ("training",), "test": ("testing",)}
@@ -141,7 +147,7 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
             if split in need:
                 found.problems.append(_not_divided(layout, split, number))
             continue
-        lines, problems = read_index(path, layout.raw.name, present, again=_again(layout, found.division))
+        lines, problems = read_class_index(path, layout.raw.name, present, again=_again(layout, found.division))
         found.images[split] = sorted(lines, key=lambda line: (line.split("/")[1:2], line))
         found.problems += problems
     if "train" in need and not found.problems:
@@ -156,14 +162,9 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
 
 def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
     """Return the command that divides the set, with the arguments of last time where they are known."""
-    words = [f"mode=split task=classify data.raw={layout.raw}"]
-    plain = ClassifyDataConfig()
-    for key in ("scheme", "folds", "ratio", "seed", "groups"):
-        value = (division or {}).get(key)
-        if value is not None and value != getattr(plain, key):
-            text = json.dumps(value, separators=(",", ":")) if key == "ratio" else str(value)
-            words.append(f"'data.{key}=\"{text}\"'" if key == "groups" else f"data.{key}={text}")
-    return " ".join(words)
+    return " ".join(
+        [f"mode=split task=classify data.raw={layout.raw}", *arguments(division or {}, ClassifyDataConfig())]
+    )
 
 
 def _not_divided(layout: Layout, split: str, fold: int) -> Problem:
