@@ -162,9 +162,8 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
 
 def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
     """Return the command that divides the set, with the arguments of last time where they are known."""
-    return " ".join(
-        [f"mode=split task=classify data.raw={layout.raw}", *arguments(division or {}, ClassifyDataConfig())]
-    )
+    words = arguments(division or {}, ClassifyDataConfig())
+    return " ".join([f"mode=split task=classify data.raw={layout.raw}", *words])
 
 
 def _not_divided(layout: Layout, split: str, fold: int) -> Problem:

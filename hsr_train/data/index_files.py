@@ -2,8 +2,8 @@
 
 `folds` and `detection_folds` write them, `class_splits` and `detection_splits` read them. A classifier's line is
 `raw/<class>/<file>`, relative to the folder that holds the raw folder; a detector's is what ultralytics reads,
-`./` and the path from the list's own folder. `split.json` is written twice: first as unfinished, last as complete, so that a division that was
-interrupted between two files is noticed.
+`./` and the path from the list's own folder. `split.json` is written twice: first as unfinished, last as complete, so
+that a division that was interrupted between two files is noticed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pictures that look the same and are not the same file: shots of a burst, resized or recompressed copies.
 
-`folds` and `detection_folds` call it once when a set is divided, since such pairs in two splits make the validation look better than it
-is. A picture is boiled down to 64 bits, the signs of its lowest spatial frequencies against their median; two
-pictures that differ in few bits, and whose small grey copies agree as well, look the same.
+`folds` and `detection_folds` call it once when a set is divided, since such pairs in two splits make the validation
+look better than it is. A picture is boiled down to 64 bits, the signs of its lowest spatial frequencies against their
+median; two pictures that differ in few bits, and whose small grey copies agree as well, look the same.
 """
 
 from __future__ import annotations

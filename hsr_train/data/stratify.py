@@ -1,11 +1,11 @@
 """Dividing images of several classes each, whole groups at a time: iterative stratification, in plain numpy.
 
-The classes are taken by rarity, as in K. Sechidis, G. Tsoumakas and I. Vlahavas, "On the stratification of
-multi-label data" (2011): what can be divided in the fewest ways is divided first. Of a class, the units with most
-images of it come first, and each goes where it brings the counts nearest to what is wanted: the counts of every class
-in it and of all images, each as a share of its total. With that sum in place of the paper's rule, which looks at one
-class at a time, large groups are spread, too. Images without an object are a class of their own. `detection_folds`
-calls it.
+After K. Sechidis, G. Tsoumakas and I. Vlahavas, "On the stratification of multi-label data" (2011): what can be divided
+in the fewest ways is divided first, and each piece goes where most is missing. Here a piece is a unit, an image or a
+group of them. Units come by the largest share that they hold of any class: single images by the rarity of their rarest
+class, as in the paper, and large groups before small ones. Each goes where it brings the counts nearest to what is
+wanted, by chi-square: those of every class in it, and of all images. Images without an object are a class of their own.
+`detection_folds` calls it.
 """
 
 from __future__ import annotations
@@ -87,28 +87,24 @@ def stratify(units: LabelledUnits, among: Flags, shares: Sequence[float], rng: n
     parts = units.parts[among[units.parts[:, 0]]]
     sizes = np.bincount(units.of, minlength=units.num_units)
     size_column = units.num_classes + 1
-    remaining = np.zeros(size_column + 1)
-    np.add.at(remaining, parts[:, 1], parts[:, 2])
-    remaining[size_column] = sizes[among].sum()
-    weight = 1 / np.maximum(remaining, 1)
-    missing: npt.NDArray[np.float64] = np.outer(shares, remaining)
+    total = np.bincount(parts[:, 1], weights=parts[:, 2], minlength=size_column + 1)
+    total[size_column] = sizes[among].sum()
+    wanted: npt.NDArray[np.float64] = np.outer(shares, np.maximum(total, 1))
+    missing = wanted.copy()
     lot = rng.permutation(units.num_units)
     ties = rng.permutation(len(shares))
-    content = {int(part[0, 0]): part[:, 1:] for part in _by_unit(parts)}
+    content = [
+        (int(part[0, 0]), np.append(part[:, 1], size_column), np.append(part[:, 2], sizes[part[0, 0]]))
+        for part in _by_unit(parts)
+    ]
+    content.sort(key=lambda unit: (-(unit[2] / total[unit[1]]).max().round(12), lot[unit[0]]))
     subset = np.full(units.num_units, -1, np.int64)
-    remaining = remaining[:size_column]
-    while (remaining > 0).any():
-        rarest = int(np.where(remaining > 0, remaining, np.inf).argmin())
-        holders = parts[(parts[:, 1] == rarest) & (subset[parts[:, 0]] < 0)]
-        for unit in holders[np.lexsort((lot[holders[:, 0]], -sizes[holders[:, 0]], -holders[:, 2])), 0].tolist():
-            columns = np.append(content[unit][:, 0], size_column)
-            numbers = np.append(content[unit][:, 1], sizes[unit])
-            # What the squared distance to the wanted counts falls by, each as a share of its total.
-            nearer = (numbers * (2 * missing[:, columns] - numbers) * weight[columns]).sum(1)
-            best = int(ties[nearer[ties].round(9).argmax()])
-            subset[unit] = best
-            missing[best, columns] -= numbers
-            remaining[columns[:-1]] -= numbers[:-1]
+    for unit, columns, numbers in content:
+        # What the sum of missing^2 / wanted falls by.
+        nearer = (numbers * (2 * missing[:, columns] - numbers) / wanted[:, columns]).sum(1)
+        best = int(ties[nearer[ties].round(9).argmax()])
+        subset[unit] = best
+        missing[best, columns] -= numbers
     return subset
 
 

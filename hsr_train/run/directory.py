@@ -12,11 +12,12 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import free_space, remove_leftovers
@@ -148,6 +149,27 @@ class RunDirectory:
     def dated(label: str, now: datetime | None = None) -> str:
         """Return the usual name of a run: a label, such as its preset, and the local time of its start."""
         return f"{label}_{now or datetime.now():%Y%m%d_%H%M%S}"
+
+    @staticmethod
+    def described(dataset: str, experiment: Any, words: Mapping[str, str], fold: int | None) -> str:
+        """Return `<dataset>[_<word>_<value>...][_fold_<i>]`: the values that were typed, in a fixed order.
+
+        Args:
+            dataset: The set's name.
+            experiment: With its `origin`.
+            words: What is named, by key, in this order.
+            fold: Which fold it is of.
+        """
+        typed = set(experiment.origin.typed)
+        typed |= {f"{group}.name" for group in typed}
+        parts = [dataset]
+        for key, word in words.items():
+            if key in typed:
+                section, _, name = key.partition(".")
+                parts.append(f"{word}_{getattr(getattr(experiment, section), name)}")
+        if fold is not None:
+            parts.append(f"fold_{fold}")
+        return re.sub(r"[^\w.+-]+", "_", "_".join(parts))
 
     @classmethod
     def create(cls, output_dir: Path, task: str, name: str) -> RunDirectory:

@@ -6,7 +6,6 @@ Called by `engine.ClassificationEngine.prepare`; its `Plan` is what mode=check p
 from __future__ import annotations
 
 import logging
-import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,11 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
         summary=_summary(experiment, machine, start, dataset, decisions),
         inputs=ClassifyInputs(dataset, start, classes, device, mean, std, cache_dir, sources),
         data_files=dataset.files if dataset is not None else tuple,
-        run_name=_run_name(experiment, dataset) if experiment.mode == "train" and dataset is not None else None,
+        run_name=(
+            RunDirectory.described(dataset.name, experiment, NAMED, dataset.fold)
+            if experiment.mode == "train" and dataset is not None
+            else None
+        ),
     )
 
 
@@ -232,21 +235,6 @@ def _make_absolute(experiment: ClassifyExperiment) -> None:
     data.raw = absolute(data.raw) if data.raw is not None else None
     data.cache_dir = absolute(data.cache_dir) if data.cache_dir is not None else None
     experiment.model.weights_dirs = [absolute(folder) for folder in experiment.model.weights_dirs]
-
-
-def _run_name(experiment: ClassifyExperiment, dataset: ClassificationSet) -> str:
-    """Return `<dataset>[_<key>_<value>...][_fold_<i>]`: the values that were typed, in a fixed order."""
-    typed = set(experiment.origin.typed)
-    groups = {"model": "model.name", "trainer": "trainer.name", "optimizer": "optimizer.name"}
-    typed |= {key for group, key in groups.items() if group in typed}
-    parts = [dataset.name]
-    for key, word in NAMED.items():
-        if key in typed:
-            section, _, name = key.partition(".")
-            parts.append(f"{word}_{getattr(getattr(experiment, section), name)}")
-    if dataset.fold is not None:
-        parts.append(f"fold_{dataset.fold}")
-    return re.sub(r"[^\w.+-]+", "_", "_".join(parts))
 
 
 def _summary(

@@ -33,6 +33,16 @@ from hsr_train.run.directory import RunDirectory
 log = logging.getLogger(__name__)
 
 DEMO = "demo"
+# What names a run of a fold beside its data, in the order in which it stands there.
+NAMED = {
+    "model.name": "model",
+    "train.batch": "batch",
+    "train.epochs": "epochs",
+    "optimizer.lr0": "lr0",
+    "optimizer.name": "optimizer",
+    "train.imgsz": "imgsz",
+    "train.seed": "seed",
+}
 
 
 def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions) -> Plan:
@@ -99,6 +109,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         summary=_summary(experiment, machine, start, dataset, decisions),
         inputs=inputs,
         data_files=dataset.files if dataset is not None else tuple,
+        run_name=_run_name(experiment, dataset),
     )
 
 
@@ -239,6 +250,15 @@ def _make_absolute(experiment: DetectExperiment) -> None:
     if experiment.data.cache_dir is not None:
         experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
     experiment.model.weights_dirs = [str(Path(d).expanduser().absolute()) for d in experiment.model.weights_dirs]
+
+
+def _run_name(experiment: DetectExperiment, dataset: DetectionSet | None) -> str | None:
+    """Return the name of a fold's run: the same at each start, so that all folds can be found again."""
+    if experiment.mode != "train" or dataset is None or dataset.fold is None:
+        return None
+    file = dataset.yaml_path
+    name = file.parent.name if file.stem in ("data", "dataset") else file.stem
+    return RunDirectory.described(name, experiment, NAMED, dataset.fold)
 
 
 def _summary(
