@@ -102,6 +102,12 @@ def test_test_split_of_the_set_stays_the_test_set(data, cache):
     assert "stays the test set" in text
 
 
+def test_set_without_val_is_divided_as_well(tmp_path, cache):
+    data = make_yolo_set(tmp_path / "set", n_train=12, n_val=0, size=(24, 24))
+    split(data, cache, folds=2)
+    assert set(load(data, cache, fold=1).splits) == {"train", "val", "test"}
+
+
 def test_copy_of_a_test_image_is_in_no_fold(data, cache, caplog):
     add_test_split(data)
     shutil.copyfile(data.parent / "images/test/t0.jpg", data.parent / "images/train/0003.jpg")

@@ -115,10 +115,8 @@ class DetectionSet:
                 yield name, self.relative(str(image)), image_hash, label_hash
 
     def relative(self, file: str) -> str:
-        """Return the path from the root, with slashes; may begin with ../ where a list leads out of the root."""
-        prefix = f"{self.root}{os.sep}"
-        inside = file.startswith(prefix)
-        return (file[len(prefix) :] if inside else os.path.relpath(file, self.root)).replace(os.sep, "/")
+        """See `relative_name`."""
+        return relative_name(self.root, file)
 
     def summary(self) -> list[str]:
         """Return lines that describe the set to a person: images, boxes and backgrounds, then boxes per class."""
@@ -168,6 +166,13 @@ class DetectionSet:
             "skipped": [{"file": p.key, "value": p.value, "allowed": p.allowed} for p in self.skipped],
             "warnings": self.warnings,
         }
+
+
+def relative_name(root: Path, file: str) -> str:
+    """Return the path from the root, with slashes; may begin with ../ where a list leads out of the root."""
+    prefix = f"{root}{os.sep}"
+    inside = file.startswith(prefix)
+    return (file[len(prefix) :] if inside else os.path.relpath(file, root)).replace(os.sep, "/")
 
 
 def _per_class(split: DetectionSplit, num_classes: int) -> list[int]:

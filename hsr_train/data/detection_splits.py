@@ -19,6 +19,7 @@ from hsr_train.config.schema import DataConfig
 from hsr_train.data.cache import Known
 from hsr_train.data.class_folders import SPLITS_FOLDER, some
 from hsr_train.data.description import SPLITS, Description, absolute_path, read_description
+from hsr_train.data.detection_set import relative_name
 from hsr_train.data.index_files import (
     GONE,
     arguments,
@@ -29,7 +30,6 @@ from hsr_train.data.index_files import (
     read_record,
 )
 from hsr_train.data.listing import Listing
-from hsr_train.data.report import Names
 from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
 
@@ -103,7 +103,6 @@ def find_fold(description: Description, own: Mapping[str, Listing], fold: int | 
         raise InputError(Problem("data.fold", str(fold), allowed, f"data.fold={folds[0]}"))
     found = Fold(number if of_fold else None, division=division)
     present = {image for listing in own.values() for image in listing.images}
-    names = Names(description.root)
     problems: list[Problem] = []
 
     def find(line: str) -> tuple[str, str]:
@@ -126,7 +125,9 @@ def find_fold(description: Description, own: Mapping[str, Listing], fold: int | 
     next(iter(found.listings.values())).bad_lines = [line for listing in own.values() for line in listing.bad_lines]
     if "train" in need:
         named = {image for listing in found.listings.values() for image in listing.images}
-        added = sorted({names.of(image) for image in present - named} - set(division.get("left_out", ())))
+        added = sorted(
+            {relative_name(description.root, image) for image in present - named} - set(division.get("left_out", ()))
+        )
         if added:
             found.warnings.append(
                 f"{len(added):,} images of {yaml_path} are in no split, so they are not used: {some(added)}; "
