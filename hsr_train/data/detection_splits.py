@@ -125,9 +125,8 @@ def find_fold(description: Description, own: Mapping[str, Listing], fold: int | 
     next(iter(found.listings.values())).bad_lines = [line for listing in own.values() for line in listing.bad_lines]
     if "train" in need:
         named = {image for listing in found.listings.values() for image in listing.images}
-        added = sorted(
-            {relative_name(description.root, image) for image in present - named} - set(division.get("left_out", ()))
-        )
+        unnamed = {relative_name(description.root, image) for image in present - named}
+        added = sorted(unnamed - set(division.get("left_out", ())))
         if added:
             found.warnings.append(
                 f"{len(added):,} images of {yaml_path} are in no split, so they are not used: {some(added)}; "

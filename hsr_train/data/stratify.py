@@ -5,7 +5,7 @@ in the fewest ways is divided first, and each piece goes where most is missing. 
 group of them. Units come by the largest share that they hold of any class: single images by the rarity of their rarest
 class, as in the paper, and large groups before small ones. Each goes where it brings the counts nearest to what is
 wanted, by chi-square: those of every class in it, and of all images. Images without an object are a class of their own.
-`detection_folds` calls it.
+Then units move, one at a time, while that brings the counts nearer. `detection_folds` calls it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hsr_train.data.division import FOLDS_STREAM, HOLDOUT_STREAM, TEST_STREAM, Flags, Ints
+
+_MOST_ROUNDS = 5
+"""The first places every unit; each further one moves those that have a better place by now."""
 
 
 @dataclass
@@ -99,12 +102,18 @@ def stratify(units: LabelledUnits, among: Flags, shares: Sequence[float], rng: n
     ]
     content.sort(key=lambda unit: (-(unit[2] / total[unit[1]]).max().round(12), lot[unit[0]]))
     subset = np.full(units.num_units, -1, np.int64)
-    for unit, columns, numbers in content:
-        # What the sum of missing^2 / wanted falls by.
-        nearer = (numbers * (2 * missing[:, columns] - numbers) / wanted[:, columns]).sum(1)
-        best = int(ties[nearer[ties].round(9).argmax()])
-        subset[unit] = best
-        missing[best, columns] -= numbers
+    for _ in range(_MOST_ROUNDS):
+        before = subset.copy()
+        for unit, columns, numbers in content:
+            if subset[unit] >= 0:
+                missing[subset[unit], columns] += numbers
+            # What the sum of missing^2 / wanted falls by.
+            nearer = (numbers * (2 * missing[:, columns] - numbers) / wanted[:, columns]).sum(1)
+            best = int(ties[nearer[ties].round(9).argmax()])
+            subset[unit] = best
+            missing[best, columns] -= numbers
+        if (subset == before).all():
+            break
     return subset
 
 
