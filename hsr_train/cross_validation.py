@@ -1,4 +1,4 @@
-"""`data.fold=all`: every fold is trained as a run of its own; then one table, one picture, and the ensemble.
+"""`data.fold=all`: every fold is trained as a run of its own; then one table, one picture, and maybe the ensemble.
 
 Above `execution`, beside `cli`: each fold goes the way of a single experiment, so that it is supervised, recovers and
 resumes like any other. What belongs together stands in `<name>_folds/folds.json`, written before a fold begins; the
@@ -57,7 +57,7 @@ class FoldEngine(Engine, Protocol):
         """Evaluate the best networks of all folds together on the held-out test set, and report on it in a folder.
 
         Returns:
-            Metrics; empty where there is no test set.
+            Metrics; empty where there is no test set, or where an engine combines no networks.
         """
         ...
 

@@ -77,6 +77,14 @@ REFUSALS = [
     ("optimizer.lr0=null", "optimizer.lr0", "is needed with optimizer.name=AdamW", "optimizer.lr0="),
     ("data.split=dev", "data.split", "must be one of train, val, test", "data.split=val"),
     ("data.path=", "data.path", "has no value", "data.path=my/data.yaml"),
+    ("mode=split", "data.path", "the built-in set has its own train and val", "data.path=my/data.yaml"),
+    ("data.fold=0", "data.fold", "the built-in set has no folds", "after mode=split"),
+    ("data.fold=every", "data.fold", "must be a fold from 0, all, or null", "data.fold=0"),
+    ("data.fold=-1", "data.fold", "must be a fold from 0, all, or null", "data.fold=0"),
+    ("data.folds=5", "data.folds", "has no effect without mode=split", "then data.fold=all"),
+    ("data.groups=level:1", "data.groups", "has no effect without mode=split", "first mode=split"),
+    ("data.scheme=hold", "data.scheme", "must be one of kfold, holdout", "data.scheme=holdout"),
+    ("data.ratio=[0.8,0.1]", "data.ratio", "three shares", "data.ratio=[0.7,0.15,0.15]"),
     ("data=yolo", "data.path", "has no value", "data.path=my/data.yaml"),
     ("train.batch=0", "train.batch", "must be auto or at least 1", "train.batch=auto"),
     ("train.batch=many", "train.batch", "must be auto or at least 1", "train.batch=auto"),
@@ -128,6 +136,21 @@ def test_refusal_of_verbs_without_a_weights_file(mode: str, weights: str) -> Non
     assert list(found) == ["model.weights"]
     assert "best.pt" in found["model.weights"].remedy
     compose([f"mode={mode}", "model.weights=best.pt", *extra])
+
+
+def test_refusal_of_what_does_not_go_with_folds() -> None:
+    divide = ["mode=split", "data.path=my/data.yaml"]
+    assert list(problems(*divide, "data.fold=1", "data.val_fraction=0.2")) == ["data.val_fraction", "data.fold"]
+    assert list(problems("data.path=my/data.yaml", "data.fold=1", "data.val_fraction=0.2")) == ["data.val_fraction"]
+    compose([*divide, "data.folds=3", "data.groups=level:1", "data.scheme=holdout"])
+
+
+def test_fold_all_is_a_cross_validation_and_a_number_is_not() -> None:
+    words = ["data.path=my/data.yaml"]
+    assert compose([*words, "data.fold=all"]).is_cross_validation
+    assert not compose([*words, "data.fold='2'"]).is_cross_validation
+    assert compose([*words, "data.fold='2'"]).data.fold == 2
+    assert compose(words).data.fold is None and not compose(words).is_cross_validation
 
 
 def test_refusal_of_predict_without_pictures_and_export_without_formats() -> None:

@@ -5,53 +5,94 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+import classify_runs
+import detection_runs
 import pytest
-from classify_runs import COLOURS, draw, overrides, quick_pictures, runs_in
+from classify_runs import COLOURS, draw
 from detection_runs import read_json
+from yolo_sets import make_yolo_set
 
 from hsr_train.cli import main
-from hsr_train.engines.classification.loop import Loop
+from hsr_train.engines.classification.loop import Loop as ClassificationLoop
+from hsr_train.engines.detection.loop import Loop as DetectionLoop
 from hsr_train.run.data_files import read_data_files
 
-
-@pytest.fixture
-def raw(tmp_path: Path, shared_cache: Path) -> Path:
-    folder = draw(tmp_path / "colours" / "raw", dict.fromkeys(COLOURS, 8))
-    said = ["task=classify", f"data.raw={folder}", f"data.cache_dir={shared_cache}"]
-    assert main(["mode=split", *said, "data.folds=3", "data.ratio=[0.6,0.2,0.2]"]) == 0
-    return folder
+FOLDS = 3
 
 
-@pytest.fixture
-def words(raw: Path, tmp_path: Path, shared_cache: Path) -> Iterator[list[str]]:
+@dataclass
+class Case:
+    """One engine's cross-validation.
+
+    Attributes:
+        task: The engine.
+        words: What is typed.
+        loop: What trains an epoch.
+        metrics: Names of the figures.
+        images: Two images of fold 0, different ones.
+        ensemble: Whether the folds are evaluated together.
+    """
+
+    task: str
+    words: list[str]
+    loop: type[Any]
+    metrics: list[str]
+    images: tuple[Path, Path]
+    ensemble: bool
+
+
+def classification(tmp_path: Path, cache: Path) -> Case:
+    raw = draw(tmp_path / "colours" / "raw", dict.fromkeys(COLOURS, 8))
+    said = ["task=classify", f"data.raw={raw}", f"data.cache_dir={cache}"]
+    assert main(["mode=split", *said, f"data.folds={FOLDS}", "data.ratio=[0.6,0.2,0.2]"]) == 0
     small = {"data__path": None, "data__raw": raw, "data__fold": "all", "train__epochs": 2}
-    with quick_pictures():
-        yield overrides(raw, tmp_path / "out", shared_cache, **small)
+    words = classify_runs.overrides(raw, tmp_path / "out", cache, **small)
+    folders = [raw / name for name in sorted(COLOURS)[:2]]
+    images = (folders[0] / "000.png", next(file for file in sorted(folders[1].iterdir())))
+    return Case("classify", words, ClassificationLoop, ["accuracy", "macro_f1"], images, True)
 
 
-def folder_of_folds(tmp_path: Path) -> Path:
-    (home,) = (tmp_path / "out" / "classify").glob("*_folds")
+def detection(tmp_path: Path, cache: Path) -> Case:
+    data = make_yolo_set(tmp_path / "boxes", n_train=12, n_val=3)
+    said = [f"data.path={data}", f"data.cache_dir={cache}", "gpu_tier=cpu"]
+    assert main(["mode=split", *said, f"data.folds={FOLDS}", "data.ratio=[0.6,0.2,0.2]"]) == 0
+    small = {"data__fold": "all", "train__epochs": 2, "train__close_mosaic": 0}
+    words = detection_runs.overrides(data, tmp_path / "out", cache, **small)
+    images = (data.parent / "images" / "train" / "0000.jpg", data.parent / "images" / "train" / "0001.jpg")
+    return Case("detect", words, DetectionLoop, ["mAP50", "mAP50-95", "precision", "recall"], images, False)
+
+
+@pytest.fixture(params=[classification, pytest.param(detection, marks=pytest.mark.slow)])
+def case(request: pytest.FixtureRequest, tmp_path: Path, shared_cache: Path) -> Iterator[Case]:
+    with detection_runs.quick_pictures(), classify_runs.quick_pictures():
+        yield request.param(tmp_path, shared_cache)
+
+
+def folder_of_folds(tmp_path: Path, case: Case) -> Path:
+    (home,) = (tmp_path / "out" / case.task).glob("*_folds")
     return home
 
 
-def interrupt_in_second_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = Loop._train_epoch, [0]
+def interrupt_in_second_fold(monkeypatch: pytest.MonkeyPatch, loop: type[Any]) -> None:
+    original, calls = loop._train_epoch, [0]
 
-    def stop(self: Loop, *args: object) -> object:
+    def stop(self: Any, *args: object) -> object:
         calls[0] += 1
         if calls[0] == 4:  # of two epochs each
             raise KeyboardInterrupt
-        return original(self, *args)  # type: ignore[arg-type]
+        return original(self, *args)
 
-    monkeypatch.setattr(Loop, "_train_epoch", stop)
+    monkeypatch.setattr(loop, "_train_epoch", stop)
 
 
-def test_every_fold_is_a_run_and_the_sum_is_right(words: list[str], tmp_path: Path) -> None:
-    assert main(words) == 0
-    home = folder_of_folds(tmp_path)
+def test_every_fold_is_a_run_and_the_sum_is_right(case: Case, tmp_path: Path) -> None:
+    assert main(case.words) == 0
+    home = folder_of_folds(tmp_path, case)
     record = read_json(home / "folds.json")
     assert record["complete"] and list(record["runs"]) == ["0", "1", "2"]
     results = [read_json(Path(run) / "training_result.json") for run in record["runs"].values()]
@@ -63,54 +104,84 @@ def test_every_fold_is_a_run_and_the_sum_is_right(words: list[str], tmp_path: Pa
     assert all(seen)
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
     summary = read_json(home / "result.json")
-    assert summary["mean_val"]["accuracy"] == pytest.approx(fmean(r["metrics"]["accuracy"] for r in results))
+    for name in case.metrics:
+        assert summary["mean_val"][name] == pytest.approx(fmean(r["metrics"][name] for r in results))
     rows = csv.DictReader((home / "folds.csv").read_text().splitlines())
     said = {(row["fold"], row["split"], row["metric"]): float(row["value"]) for row in rows}
-    assert said["1", "test", "macro_f1"] == results[1]["splits"]["test"]["macro_f1"]
-    assert said["ensemble", "test", "accuracy"] == summary["ensemble"]["accuracy"]
-    report = read_json(home / "logs" / "classification_report_test.json")
-    assert report["accuracy"] == summary["ensemble"]["accuracy"]
+    for name in case.metrics:
+        assert said["1", "test", name] == results[1]["splits"]["test"][name]
+    assert bool(summary["ensemble"]) == case.ensemble
+    if case.ensemble:
+        assert said["ensemble", "test", "accuracy"] == summary["ensemble"]["accuracy"]
+        report = read_json(home / "logs" / "classification_report_test.json")
+        assert report["accuracy"] == summary["ensemble"]["accuracy"]
     assert "mean ± sd" in (home / "folds.txt").read_text()
     assert (home / "folds.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_same_command_goes_on_where_it_was_stopped(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupt_in_second_fold(patch)
-        assert main(words) == 130
+        interrupt_in_second_fold(patch, case.loop)
+        assert main(case.words) == 130
     assert capsys.readouterr().err.rstrip().endswith("To go on with all folds: type the same command again")
-    assert len(runs_in(tmp_path / "out")) == 3, "two folds and what holds them together"
-    assert main(words) == 0
+    made = list((tmp_path / "out" / case.task).iterdir())
+    assert len(made) == 3, "two folds and what holds them together"
+    assert main(case.words) == 0
     said = capsys.readouterr().err
     assert "Fold 0 is done" in said and "Fold 1 goes on" in said and "Going on after epoch 1 of 2" in said
-    home = folder_of_folds(tmp_path)
+    home = folder_of_folds(tmp_path, case)
     assert read_json(home / "folds.json")["complete"]
     assert len(list(home.parent.iterdir())) == 4
 
 
 def test_fold_of_other_data_is_not_put_together_with_the_rest(
-    words: list[str], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupt_in_second_fold(patch)
-        assert main(words) == 130
-    image = raw / sorted(COLOURS)[0] / "000.png"
-    other = next(file for file in sorted((raw / sorted(COLOURS)[1]).iterdir()) if file != image)
+        interrupt_in_second_fold(patch, case.loop)
+        assert main(case.words) == 130
+    image, other = case.images
     shutil.copyfile(other, image)
     capsys.readouterr()
-    assert main(words) == 2
+    assert main(case.words) == 2
     said = capsys.readouterr().err
-    assert "000.png" in said and "Traceback" not in said
+    assert image.name in said and "Traceback" not in said
 
 
 def test_data_without_folds_say_what_to_type(
     tmp_path: Path, shared_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = draw(tmp_path / "colours" / "raw", dict.fromkeys(COLOURS, 2))
-    words = overrides(raw, tmp_path / "out", shared_cache, data__path=None, data__raw=raw, data__fold="all")
+    words = classify_runs.overrides(
+        raw, tmp_path / "out", shared_cache, data__path=None, data__raw=raw, data__fold="all"
+    )
     assert main(words) == 2
     said = capsys.readouterr().err
     assert "mode=split" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_yolo_set_without_folds_says_what_to_type(
+    tmp_path: Path, shared_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_yolo_set(tmp_path / "boxes")
+    assert main(detection_runs.overrides(data, tmp_path / "out", shared_cache, data__fold="all")) == 2
+    said = capsys.readouterr().err
+    assert f"mode=split data.path={data}" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_fold_of_a_yolo_set_is_reproduced(tmp_path: Path, shared_cache: Path) -> None:
+    case = detection(tmp_path, shared_cache)
+    fold = [*(word for word in case.words if not word.startswith("data.fold=")), "data.fold=2"]
+    with detection_runs.quick_pictures():
+        assert main(fold) == 0
+        (run,) = (tmp_path / "out" / "detect").iterdir()
+        assert run.name.endswith("_fold_2")
+        assert main([f"reproduce={run}", f"output_dir={tmp_path / 'again'}"]) == 0
+    (again,) = (tmp_path / "again" / "detect").iterdir()
+    assert (again / "results.csv").read_bytes() == (run / "results.csv").read_bytes()
+    assert (again / "data_files.csv").read_bytes() == (run / "data_files.csv").read_bytes()

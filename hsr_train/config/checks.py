@@ -52,6 +52,7 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
             problems.append(Problem("data.path", "", "has no value", "data.path=my/data.yaml"))
         problems += _model(experiment.model.name)
         problems += _verb(experiment)
+        problems += _folds_of_detection(experiment, typed)
         problems += _close_mosaic(experiment.train, typed, decisions)
         problems += _automatic_optimizer(experiment.optimizer, typed, decisions)
     if isinstance(experiment, ClassifyExperiment):
@@ -98,6 +99,31 @@ def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
         problems.append(Problem("trainer.amp_dtype", e.trainer.amp_dtype, allowed, "trainer=mixed_precision"))
     if e.trainer.name == "mixed_precision" and e.trainer.amp_dtype == "no":
         problems.append(Problem("trainer.amp_dtype", "no", "is no mixed precision", "trainer=standard"))
+    return problems
+
+
+def _folds_of_detection(e: DetectExperiment, typed: set[str]) -> list[Problem]:
+    """Refuse folds of a set that has none, and what has no effect with or without folds."""
+    data, divides = e.data, e.mode == "split"
+    problems = []
+    if data.path == "demo" and divides:
+        allowed = "the built-in set has its own train and val"
+        problems.append(Problem("data.path", "demo", allowed, "data.path=my/data.yaml"))
+    elif data.path == "demo" and data.fold is not None:
+        allowed = "the built-in set has no folds"
+        problems.append(Problem("data.fold", shown(data.fold), allowed, "data.path=my/data.yaml, after mode=split"))
+    if data.val_fraction is not None and (divides or data.fold is not None):
+        allowed = "has no effect with folds, which bring their own val"
+        problems.append(Problem("data.val_fraction", shown(data.val_fraction), allowed, "leave it out"))
+    if not divides:
+        problems += [
+            Problem(key, shown(getattr(data, key.removeprefix("data."))), "has no effect without mode=split",
+                    f"first mode=split data.path={data.path} ..., then data.fold=all")
+            for key in ("data.folds", "data.scheme", "data.ratio", "data.groups")
+            if key in typed
+        ]  # fmt: skip
+    elif "data.fold" in typed:
+        problems.append(Problem("data.fold", shown(data.fold), "mode=split makes every fold", "data.folds=5"))
     return problems
 
 

@@ -19,6 +19,7 @@ from hsr_train.config.schema import (
     ClassifyOptimizerConfig,
     ClassifyTrainConfig,
     DetectExperiment,
+    DividedDataConfig,
     Experiment,
     ExportConfig,
     OptimizerConfig,
@@ -55,6 +56,7 @@ def check_values(experiment: Experiment) -> list[Problem]:
         problems += _limits(key, value, field)
     problems += _tensorboard(experiment.tensorboard) + _export(experiment.export)
     if isinstance(experiment, DetectExperiment):
+        problems += _folds(experiment.data, "must be a fold from 0, all, or null: none")
         problems += _train(experiment.train) + _optimizer(experiment.optimizer, OPTIMIZERS)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment) + _optimizer(experiment.optimizer, CLASSIFY_OPTIMIZERS)
@@ -115,17 +117,22 @@ def _train(t: TrainConfig) -> list[Problem]:
 
 
 def _classify(e: ClassifyExperiment) -> list[Problem]:
-    t, d = e.train, e.data
+    t = e.train
     problems = _cache(t, CLASSIFY_CACHES) + _device(t)
     if isinstance(t.freeze, str) and t.freeze.isdigit():
         t.freeze = int(t.freeze)
     if t.freeze is not None and t.freeze != "backbone" and (isinstance(t.freeze, str) or t.freeze < 0):
         allowed = "must be null, a number of parts, or backbone"
         problems.append(Problem("train.freeze", shown(t.freeze), allowed, "train.freeze=backbone"))
+    return problems + _folds(e.data, "must be a fold from 0, or all")
+
+
+def _folds(d: DividedDataConfig, allowed: str) -> list[Problem]:
+    problems = []
     if isinstance(d.fold, str) and d.fold.isdigit():
         d.fold = int(d.fold)
-    if d.fold != "all" and (isinstance(d.fold, str) or d.fold < 0):
-        problems.append(Problem("data.fold", shown(d.fold), "must be a fold from 0, or all", "data.fold=0"))
+    if d.fold is not None and d.fold != "all" and (isinstance(d.fold, str) or d.fold < 0):
+        problems.append(Problem("data.fold", shown(d.fold), allowed, "data.fold=0"))
     if len(d.ratio) != 3 or min(d.ratio) < 0 or not abs(sum(d.ratio) - 1) <= RATIO_TOLERANCE:
         allowed = "must be three shares, train, val and test, that add up to 1"
         problems.append(Problem("data.ratio", shown(d.ratio), allowed, "data.ratio=[0.7,0.15,0.15]"))

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hsr_train.config.schema import ClassifyDataConfig, DataConfig
+from hsr_train.config.schema import DividedDataConfig
 from hsr_train.data.labels import Fault, Floats, LabelRules, Labels
 from hsr_train.errors import RunError
 from hsr_train.run.atomic import write_bytes
@@ -61,7 +61,7 @@ class Known:
     labels: Labels
 
 
-def cache_root(config: DataConfig | ClassifyDataConfig) -> Path:
+def cache_root(config: DividedDataConfig) -> Path:
     """Return our cache folder, made if need be.
 
     `data.cache_dir` if typed, else `hsr_train` under `$XDG_CACHE_HOME` or `~/.cache`. Where that cannot be written, a

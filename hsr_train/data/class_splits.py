@@ -24,7 +24,15 @@ from hsr_train.data.class_folders import (
     stranger_problems,
 )
 from hsr_train.data.demo_classes import NUM_FOLDS
-from hsr_train.data.index_files import RECORD, fold_numbers, index_name, index_names, read_index, read_record
+from hsr_train.data.index_files import (
+    RECORD,
+    arguments,
+    fold_numbers,
+    index_name,
+    index_names,
+    read_class_index,
+    read_record,
+)
 from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
 
@@ -197,7 +205,7 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
         path = layout.splits / index_name(split, number)
         if not path.exists():
             continue
-        lines, problems = read_index(path, layout.raw.name, present, again=_again(layout, found.division))
+        lines, problems = read_class_index(path, layout.raw.name, present, again=_again(layout, found.division))
         found.images[split] = sorted(lines, key=lambda line: (line.split("/")[1:2], line))
         found.problems += problems
     if "train" in need and not found.problems:
@@ -212,14 +220,8 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
 
 def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
     """Return the command that divides the set, with the arguments of last time where they are known."""
-    words = [f"mode=split task=classify data.raw={layout.raw}"]
-    plain = ClassifyDataConfig()
-    for key in DIVISION_KEYS:
-        value = (division or {}).get(key)
-        if value is not None and value != getattr(plain, key):
-            text = json.dumps(value, separators=(",", ":")) if key == "ratio" else str(value)
-            words.append(f"'data.{key}=\"{text}\"'" if key == "groups" else f"data.{key}={text}")
-    return " ".join(words)
+    words = arguments(division or {}, ClassifyDataConfig())
+    return " ".join([f"mode=split task=classify data.raw={layout.raw}", *words])
 
 
 def _not_divided(layout: Layout, splits: Sequence[str], fold: int) -> Problem:

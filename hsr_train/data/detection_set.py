@@ -67,6 +67,9 @@ class DetectionSet:
         skipped: What `data.on_bad=skip` left out.
         num_skipped: How many images that are.
         warnings: What is odd and allowed; each was logged once.
+        fold: Which fold train and val are; None: they are the set's own.
+        division: What mode=split recorded about its splits.
+        left_out: Images of the set that are in none of its splits, by their path from the root.
     """
 
     yaml_path: Path
@@ -76,6 +79,9 @@ class DetectionSet:
     skipped: list[Problem] = field(default_factory=list)
     num_skipped: int = 0
     warnings: list[str] = field(default_factory=list)
+    fold: int | None = None
+    division: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, list[int]]:
@@ -97,7 +103,7 @@ class DetectionSet:
         """SHA-256 over the files of one split."""
         split = self.splits[name]
         rows = sorted(
-            (self._relative(str(image)), image_hash, label_hash)
+            (self.relative(str(image)), image_hash, label_hash)
             for image, image_hash, label_hash in zip(split.images, split.hashes, split.label_hashes, strict=True)
         )
         return hashlib.sha256("\n".join("\0".join(row) for row in rows).encode("utf-8", "surrogateescape")).hexdigest()
@@ -106,17 +112,16 @@ class DetectionSet:
         """Yield each image: its split, its path from the root, the hashes of image and label file (empty: none)."""
         for name, split in self.splits.items():
             for image, image_hash, label_hash in zip(split.images, split.hashes, split.label_hashes, strict=True):
-                yield name, self._relative(str(image)), image_hash, label_hash
+                yield name, self.relative(str(image)), image_hash, label_hash
 
-    def _relative(self, file: str) -> str:
-        """Return the path from the root, with slashes; may begin with ../ where a list leads out of the root."""
-        prefix = f"{self.root}{os.sep}"
-        inside = file.startswith(prefix)
-        return (file[len(prefix) :] if inside else os.path.relpath(file, self.root)).replace(os.sep, "/")
+    def relative(self, file: str) -> str:
+        """See `relative_name`."""
+        return relative_name(self.root, file)
 
     def summary(self) -> list[str]:
         """Return lines that describe the set to a person: images, boxes and backgrounds, then boxes per class."""
-        lines = [f"Data: {self.yaml_path}, {len(self.names)} classes"]
+        which = "" if self.fold is None else f", fold {self.fold}"
+        lines = [f"Data: {self.yaml_path}, {len(self.names)} classes{which}"]
         for name, split in self.splits.items():
             lines.append(
                 f"  {name:5} {len(split):8,} images {split.num_boxes:9,} boxes {split.num_backgrounds:8,} backgrounds"
@@ -145,6 +150,7 @@ class DetectionSet:
             "root": str(self.root),
             "fingerprint": self.fingerprint,
             "names": self.names,
+            "fold": self.fold,
             "splits": {
                 name: {
                     "images": len(split),
@@ -155,10 +161,18 @@ class DetectionSet:
                 }
                 for name, split in self.splits.items()
             },
+            "division": self.division,
             "num_skipped": self.num_skipped,
             "skipped": [{"file": p.key, "value": p.value, "allowed": p.allowed} for p in self.skipped],
             "warnings": self.warnings,
         }
+
+
+def relative_name(root: Path, file: str) -> str:
+    """Return the path from the root, with slashes; may begin with ../ where a list leads out of the root."""
+    prefix = f"{root}{os.sep}"
+    inside = file.startswith(prefix)
+    return (file[len(prefix) :] if inside else os.path.relpath(file, root)).replace(os.sep, "/")
 
 
 def _per_class(split: DetectionSplit, num_classes: int) -> list[int]:

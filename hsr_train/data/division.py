@@ -7,19 +7,24 @@ when it is needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from hsr_train.config.schema import DividedDataConfig
 from hsr_train.errors import InputError, Problem
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 _MOST_CLASSES = 10
-_TEST, _FOLDS, _HOLDOUT = 0, 1, 2  # streams of random numbers
+TEST_STREAM, FOLDS_STREAM, HOLDOUT_STREAM = 0, 1, 2  # of random numbers
+
+TOLERANCE = 1e-6
+"""Of the sum of `data.ratio`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,62 @@ class Units:
         return np.bincount(self.parts[which[self.parts[:, 0]], 1], minlength=self.num_classes)
 
 
+def scheme_of(config: DividedDataConfig) -> Scheme:
+    """Return how `data.*` says to divide.
+
+    Raises:
+        InputError: The settings are not possible; all problems at once.
+    """
+    ratio, problems = list(config.ratio), []
+    if len(ratio) != 3:
+        problems.append(
+            Problem("data.ratio", str(ratio), "three numbers: train, val, test", "data.ratio=[0.7,0.15,0.15]")
+        )
+    elif not all(math.isfinite(share) and share >= 0 for share in ratio):
+        problems.append(Problem("data.ratio", str(ratio), "no share is negative", "data.ratio=[0.7,0.15,0.15]"))
+    elif abs(sum(ratio) - 1) > TOLERANCE:
+        problems.append(
+            Problem("data.ratio", str(ratio), f"adds up to {sum(ratio):g}, not 1", "data.ratio=[0.7,0.15,0.15]")
+        )
+    elif not ratio[0] or (config.scheme == "holdout" and not ratio[1]):
+        which = "train and val" if config.scheme == "holdout" else "train"
+        problems.append(Problem("data.ratio", str(ratio), f"leaves nothing for {which}", "data.ratio=[0.7,0.15,0.15]"))
+    if config.scheme == "kfold" and config.folds < 2:
+        problems.append(
+            Problem("data.folds", str(config.folds), "a k-fold division has at least 2",
+                    "data.folds=5, or one random division: data.scheme=holdout data.folds=1")
+        )  # fmt: skip
+    if problems:
+        raise InputError(problems)
+    return Scheme(config.scheme, config.folds, ratio[2], ratio[1] / (ratio[0] + ratio[1]), config.seed, config.groups)
+
+
+def size_lines(scheme: Scheme, what: str, num_units: int, test: Flags, vals: Sequence[Flags]) -> list[str]:
+    """Return the sizes of the splits beside what was asked, for a person.
+
+    Args:
+        scheme: What was asked.
+        what: How many of what there are.
+        num_units: How many units.
+        test: (n,) which images are held out.
+        vals: For each fold (n,) which validate.
+    """
+    total = len(test)
+    of_rest = 1 / scheme.folds if scheme.scheme == "kfold" else scheme.val
+    groups = f", {num_units:,} groups ({scheme.groups})" if scheme.groups else ""
+    lines = [f"  {what}, {scheme.scheme}, seed {scheme.seed}{groups}"]
+    lines.append(f"  test    {test.sum():8,} images {_share(test.sum(), total, scheme.test)}")
+    for fold, val in enumerate(vals):
+        train = total - int(test.sum()) - int(val.sum())
+        share_text = _share(val.sum(), total, of_rest * (1 - scheme.test))
+        lines.append(f"  fold {fold:<3}{train:8,} train {val.sum():8,} val {share_text}")
+    return lines
+
+
+def _share(count: int, total: int, wanted: float) -> str:
+    return f"{100 * count / total:6.2f} % (asked: {100 * wanted:.2f} %)"
+
+
 def divide(
     units: Units, scheme: Scheme, classes: Sequence[str], *, mixed: bool, word: str = "images"
 ) -> tuple[Flags, list[Flags]]:
@@ -110,12 +171,12 @@ def divide(
 def draw_test(units: Units, share: float, seed: int) -> Flags:
     """Return (u,) which units are held out for the test set."""
     every = np.ones(units.num_units, np.bool_)
-    return _draw(units, every, share, np.random.default_rng([seed, _TEST]))
+    return _draw(units, every, share, np.random.default_rng([seed, TEST_STREAM]))
 
 
 def draw_holdouts(units: Units, rest: Flags, share: float, folds: int, seed: int) -> list[Flags]:
     """Return, for each of `folds` repetitions, (u,) which units of the rest validate: drawn anew each time."""
-    return [_draw(units, rest, share, np.random.default_rng([seed, _HOLDOUT, fold])) for fold in range(folds)]
+    return [_draw(units, rest, share, np.random.default_rng([seed, HOLDOUT_STREAM, fold])) for fold in range(folds)]
 
 
 def draw_folds(units: Units, rest: Flags, folds: int, seed: int, *, mixed: bool) -> list[Flags]:
@@ -143,7 +204,7 @@ def draw_folds(units: Units, rest: Flags, folds: int, seed: int, *, mixed: bool)
         raise InputError(
             Problem("task", "classify", "dividing into folds needs scikit-learn", "pip install 'hsr_train[classify]'")
         ) from err
-    state = int(np.random.default_rng([seed, _FOLDS]).integers(2**31))
+    state = int(np.random.default_rng([seed, FOLDS_STREAM]).integers(2**31))
     if mixed:
         images = np.flatnonzero(rest[units.of])
         maker = StratifiedGroupKFold(folds, shuffle=True, random_state=state)

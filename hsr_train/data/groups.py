@@ -1,8 +1,8 @@
 """`data.groups`: which images belong together, so that no recording straddles two splits.
 
-Three ways to say it: `level:N`, the path of the first N folders below the class; `pattern:REGEX`, its first
-parenthesis on the file's name; or a CSV file with the columns file and group, file relative to the raw folder. The
-same name is the same group in every class. Called by `folds`.
+Three ways to say it: `level:N`, the path of the first N folders below the class (of a YOLO set: below the folder that
+data.yaml names); `pattern:REGEX`, its first parenthesis on the file's name; or a CSV file with the columns file and
+group. The same name is the same group in every class and folder. Called by `folds` and `detection_folds`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from hsr_train.data.class_folders import some
 from hsr_train.data.description import absolute_path
@@ -20,12 +24,29 @@ _KEY = "data.groups"
 _FORMS = "level:N, pattern:REGEX, or a CSV file with the columns file and group"
 
 
-def find_groups(spec: str, files: Sequence[str]) -> tuple[list[str | None], list[str]]:
+@dataclass(frozen=True)
+class Naming:
+    """How messages speak of a set's files.
+
+    Attributes:
+        top: Below what the levels are counted.
+        file: What the CSV's column holds.
+    """
+
+    top: str
+    file: str
+
+
+def find_groups(
+    spec: str, files: Sequence[str], folders: Sequence[Sequence[str]], naming: Naming
+) -> tuple[list[str | None], list[str]]:
     """Return the group of each image.
 
     Args:
         spec: What was typed.
-        files: Images, `<class>/<file>` relative to the raw folder.
+        files: Names of the images, with slashes, as the CSV has them.
+        folders: For each image the folders that it lies in, from the one that is level 1.
+        naming: For messages.
 
     Returns:
         For each image its group's name, None for an image that is one of its own; and lines about what is odd.
@@ -36,13 +57,13 @@ def find_groups(spec: str, files: Sequence[str]) -> tuple[list[str | None], list
     kind, _, rest = spec.partition(":")
     notes: list[str] = []
     if kind == "level":
-        groups = _by_level(rest, files)
-        what = f"lie in fewer than {rest} folders below their class"
+        groups = _by_level(rest, folders)
+        what = f"lie in fewer than {rest} folders below {naming.top}"
     elif kind == "pattern":
         groups = _by_pattern(rest, files)
         what = f"do not match {rest}"
     else:
-        groups, notes = _by_table(spec, files)
+        groups, notes = _by_table(spec, files, naming)
         what = "have no row"
     alone = [file for file, group in zip(files, groups, strict=True) if group is None]
     if len(alone) == len(files):
@@ -52,10 +73,37 @@ def find_groups(spec: str, files: Sequence[str]) -> tuple[list[str | None], list
     return groups, notes
 
 
-def _by_level(text: str, files: Sequence[str]) -> list[str | None]:
+def join_copies(hashes: Sequence[str], groups: Sequence[str | None]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Number what stays together: exact copies, and groups; a chain of both is one unit.
+
+    Args:
+        hashes: Content hash of each image.
+        groups: From `find_groups`; None for an image that is in none.
+
+    Returns:
+        (n,) number of each image's unit, from 0; and a line about copies, if there are any.
+    """
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def top(node: tuple[str, str]) -> tuple[str, str]:
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = parent[above]
+            node = parent[node]
+        return node
+
+    for content, group in zip(hashes, groups, strict=True):
+        if group is not None:
+            parent[top(("content", content))] = top(("group", group))
+    numbers: dict[tuple[str, str], int] = {}
+    of = [numbers.setdefault(top(("content", content)), len(numbers)) for content in hashes]
+    copies = len(hashes) - len(set(hashes))
+    notes = [f"{copies:,} images are exact copies of others; copies stay in one split"] if copies else []
+    return np.array(of, np.int64), notes
+
+
+def _by_level(text: str, folders: Sequence[Sequence[str]]) -> list[str | None]:
     if not text.isdecimal() or not int(text):
         raise InputError(Problem(_KEY, f"level:{text}", "level:N needs a number from 1", "data.groups=level:1"))
-    folders = [file.split("/")[1:-1] for file in files]
     return ["/".join(parts[: int(text)]) if len(parts) >= int(text) else None for parts in folders]
 
 
@@ -77,7 +125,7 @@ def _by_pattern(text: str, files: Sequence[str]) -> list[str | None]:
     return [match[1] if match else None for match in matches]
 
 
-def _by_table(text: str, files: Sequence[str]) -> tuple[list[str | None], list[str]]:
+def _by_table(text: str, files: Sequence[str], naming: Naming) -> tuple[list[str | None], list[str]]:
     path = absolute_path(Path.cwd(), text)
     if not path.is_file():
         raise InputError(Problem(_KEY, text, "no such file", _FORMS))
@@ -101,7 +149,7 @@ def _by_table(text: str, files: Sequence[str]) -> tuple[list[str | None], list[s
     if absent := [file for file in files if file not in table]:
         problems.append(
             Problem(_KEY, text, f"has no row for {len(absent):,} of {len(files):,} images: {some(absent)}",
-                    "a row for each image; file is <class>/<file>, relative to the raw folder")
+                    f"a row for each image; file is {naming.file}")
         )  # fmt: skip
     if problems:
         raise InputError(problems)

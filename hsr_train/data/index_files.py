@@ -1,8 +1,9 @@
 """Index files of a divided set: `test.txt`, `fold_<i>_train.txt`, `fold_<i>_val.txt`, and the record `split.json`.
 
-`folds` writes them, `class_set` reads them. A line is `raw/<class>/<file>`, relative to the folder that holds
-the raw folder. `split.json` is written twice: first as unfinished, last as complete, so that a division that was
-interrupted between two files is noticed.
+`folds` and `detection_folds` write them, `class_splits` and `detection_splits` read them. A classifier's line is
+`raw/<class>/<file>`, relative to the folder that holds the raw folder; a detector's is what ultralytics reads,
+`./` and the path from the list's own folder. `split.json` is written twice: first as unfinished, last as complete, so
+that a division that was interrupted between two files is noticed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from hsr_train.data.class_folders import is_image
+from hsr_train.config.schema import DividedDataConfig
+from hsr_train.data.class_folders import is_image, some
 from hsr_train.data.division import Flags
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import write_bytes, write_json
 
 RECORD = "split.json"
+GONE = "no such image: it is gone since the splits were made"
 _INDEX = re.compile(r"test\.txt|fold_(\d+)_(?:train|val)\.txt")
 
 
@@ -103,13 +106,89 @@ def write_indexes(folder: Path, files: Mapping[str, bytes], record: Mapping[str,
     write_json(folder / RECORD, {"complete": True, **record})
 
 
-def read_index(path: Path, raw_name: str, present: Set[str], *, again: str) -> tuple[list[str], list[Problem]]:
-    """Read an index file.
+def arguments(division: Mapping[str, Any], plain: DividedDataConfig) -> list[str]:
+    """Return what was typed to make a division, as far as it is no default.
+
+    Args:
+        division: From `read_record`; may be empty.
+        plain: The defaults.
+    """
+    words = []
+    for key in ("scheme", "folds", "ratio", "seed", "groups"):
+        value = division.get(key)
+        if value is not None and value != getattr(plain, key):
+            text = json.dumps(value, separators=(",", ":")) if key == "ratio" else str(value)
+            words.append(f"'data.{key}=\"{text}\"'" if key == "groups" else f"data.{key}={text}")
+    return words
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to replace index files that were not made here: nobody could make them again.
+
+    Raises:
+        InputError: There are such files.
+    """
+    foreign = index_names(folder)
+    if foreign and not (folder / RECORD).exists():
+        raise InputError(
+            Problem(str(folder), some(foreign), "these index files were not made by mode=split",
+                    f"keep them and train, or move the folder away: mv {folder} {folder}-old")
+        )  # fmt: skip
+
+
+def replace_indexes(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> str:
+    """Replace all index files of a folder as `write_indexes` does, and say how they compare with those before."""
+    before = _contents(folder)
+    earlier = read_record(folder) if _is_complete(folder) else {}
+    write_indexes(folder, files, record)
+    if not before:
+        return f"Wrote {folder}"
+    after = _contents(folder)
+    if before == after:
+        return f"Wrote {folder}; the same as before"
+    gone = sorted(set(before) - set(after))
+    what = f" of {earlier['folds']} folds (scheme {earlier['scheme']}, seed {earlier['seed']})" if earlier else ""
+    return f"Wrote {folder}; replaced the earlier splits{what}" + (f", removed {some(gone)}" if gone else "")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in index_names(folder)}
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return bool(read_record(folder))
+    except InputError:
+        return False  # it is replaced
+
+
+def read_class_index(path: Path, raw_name: str, present: Set[str], *, again: str) -> tuple[list[str], list[Problem]]:
+    """Read an index file of a set of classes.
 
     Args:
         path: Its place.
         raw_name: Name of the folder of class folders.
         present: The images that are there, in the form of the lines.
+        again: The command that makes the splits.
+
+    Returns:
+        The images that it names, in its order; and what is wrong with it.
+    """
+    classes = {line.split("/")[1] for line in present}
+
+    def find(line: str) -> tuple[str, str]:
+        what = _fault(line, raw_name, classes)
+        return line, what or ("" if line in present else GONE)
+
+    return read_index(path, find, again=again)
+
+
+def read_index(path: Path, find: Callable[[str], tuple[str, str]], *, again: str) -> tuple[list[str], list[Problem]]:
+    """Read an index file.
+
+    Args:
+        path: Its place.
+        find: From a line to its image's name, and what is wrong with the line; empty if nothing is.
         again: The command that makes the splits.
 
     Returns:
@@ -121,8 +200,7 @@ def read_index(path: Path, raw_name: str, present: Set[str], *, again: str) -> t
         return [], [Problem("Index file not found", "", str(path), again)]
     except OSError as err:
         return [], [Problem(str(path), "", f"cannot be read: {err.strerror}")]
-    classes = {line.split("/")[1] for line in present}
-    lines: dict[str, None] = {}
+    names: dict[str, None] = {}
     problems: list[Problem] = []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
@@ -130,19 +208,17 @@ def read_index(path: Path, raw_name: str, present: Set[str], *, again: str) -> t
             continue
         if "/" not in line:
             line = line.replace("\\", "/")  # written on Windows
-        what = _fault(line, raw_name, classes)
-        if not what and line in lines:
+        name, what = find(line)
+        if name in names and what in ("", GONE):
             what = "is named twice in this file"
         if what:
             problems.append(Problem(f"{path}:{number}", line, what))
-        elif line not in present:
-            problems.append(Problem(f"{path}:{number}", line, "no such image: it is gone since the splits were made"))
-        lines[line] = None
-    if not lines:
+        names[name] = None
+    if not names:
         problems.append(Problem(str(path), "", "is empty: it names no image", again))
     elif problems:
         problems.append(Problem(path.name, "", "names what is not there, or not in its form", again))
-    return list(lines), problems
+    return list(names), problems
 
 
 def _fault(line: str, raw_name: str, classes: Set[str]) -> str:

@@ -1,8 +1,8 @@
 """Pictures that look the same and are not the same file: shots of a burst, resized or recompressed copies.
 
-`folds` calls it once when a set is divided, since such pairs in two splits make the validation look better than it
-is. A picture is boiled down to 64 bits, the signs of its lowest spatial frequencies against their median; two
-pictures that differ in few bits, and whose small grey copies agree as well, look the same.
+`folds` and `detection_folds` call it once when a set is divided, since such pairs in two splits make the validation
+look better than it is. A picture is boiled down to 64 bits, the signs of its lowest spatial frequencies against their
+median; two pictures that differ in few bits, and whose small grey copies agree as well, look the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from hsr_train.data.class_folders import some
 from hsr_train.data.files import num_threads
 from hsr_train.data.images import quiet_decoder
 
@@ -57,6 +58,32 @@ def near_duplicates(paths: Sequence[str], hashes: Sequence[str]) -> npt.NDArray[
             agreement = np.einsum("ij,ij->i", small[part[:, 0]], small[part[:, 1]]) / (_SIDE * _SIDE)
             found.append(part[agreement >= LEAST_AGREEMENT])
     return np.concatenate(found)
+
+
+def straddling(
+    names: Sequence[str], paths: Sequence[str], hashes: Sequence[str], splits: Sequence[npt.NDArray[np.bool_]]
+) -> list[str]:
+    """Report pictures that look the same and lie in two splits of some fold.
+
+    Args:
+        names: For messages.
+        paths: Image files.
+        hashes: Content hash of each.
+        splits: The test set and each fold's validation set: (n,) which images are in it.
+    """
+    pairs = near_duplicates(paths, hashes)
+    apart = np.zeros(len(pairs), np.bool_)
+    for split in splits:
+        apart |= split[pairs[:, 0]] != split[pairs[:, 1]]
+    pairs = pairs[apart]
+    if not len(pairs):
+        return []
+    examples = some(f"{names[a]} = {names[b]}" for a, b in pairs)
+    num_images = len(np.unique(pairs))
+    return [
+        f"{len(pairs):,} pairs of images look the same and lie in different splits ({num_images:,} images): "
+        f"{examples}; remove one of each, or keep them together: data.groups"
+    ]
 
 
 def _small(path: str) -> npt.NDArray[np.float32]:

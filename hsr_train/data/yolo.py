@@ -1,8 +1,9 @@
 """The door of the data room for detection: from a data.yaml to a checked `DetectionSet`.
 
 `load_detection_set` asks `description` what the file says, `listing` which files that means, `files` what is in them
-and `judge` what is wrong with the set as a whole; `split` makes a validation split where there is none. Called by an
-engine's `prepare`; never writes into the user's folders.
+and `judge` what is wrong with the set as a whole; `split` makes a validation split where there is none, and
+`detection_splits` reads those of a fold. Called by an engine's `prepare`; never writes into the user's folders
+(`detection_folds` does, when mode=split asks for it).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hsr_train.config.schema import DataConfig
 from hsr_train.data.cache import Known, cache_root, index_path, load_index, save_index
 from hsr_train.data.description import SPLITS, Description, read_description
 from hsr_train.data.detection_set import DetectionSet, DetectionSplit
+from hsr_train.data.detection_splits import Fold, find_fold, pool
 from hsr_train.data.files import examine_files
 from hsr_train.data.judge import file_problems, leak_problems, set_problems, set_warnings
 from hsr_train.data.labels import LabelRules
@@ -37,23 +39,33 @@ def load_detection_set(
     need: Sequence[str] = ("train", "val"),
     rehash: bool = False,
     progress: bool = True,
+    pooled: bool = False,
 ) -> DetectionSet:
     """Check a YOLO set and return it.
 
     Args:
-        config: `path` is a data.yaml; `on_bad`, `on_leak`, `val_fraction`, `seed` and `cache_dir` are honoured.
+        config: `path` is a data.yaml; `fold`, `on_bad`, `on_leak`, `val_fraction`, `seed` and `cache_dir` are
+            honoured.
         decisions: Receives every automatic choice.
         need: Splits that must be there. Where train is among them, val and test are loaded too if the set has them;
             otherwise only these are.
         rehash: Read every file again instead of trusting what is known by path, size and modification time.
         progress: Show a bar on a terminal if the check takes longer than a second.
+        pooled: For dividing: train is all of the set's train and val, each image once, without those of test.
 
     Raises:
         InputError: With every problem found (the first 50 in the message, all of them in a file that it names).
     """
-    description = read_description(config.path, decisions, need=need, val_fraction=config.val_fraction)
+    folded = config.fold is not None
+    given = ("train",) if folded else need
+    description = read_description(config.path, decisions, need=given, val_fraction=config.val_fraction)
     warnings: list[str] = []
-    listings = _list_files(description, config, need, warnings)
+    listings = _list_files(description, config, given, warnings)
+    fold: Fold | None = None
+    if config.fold is not None:
+        fold = find_fold(description, listings, config.fold, need)
+        listings = fold.listings
+        warnings += fold.warnings
     root = cache_root(config)
     index = index_path(root, description.yaml_path)
     rules = LabelRules(len(description.names), description.pose_columns)
@@ -61,6 +73,7 @@ def load_detection_set(
 
     names = Names(description.root)
     images = {split: listing.images for split, listing in listings.items()}
+    left_out: set[str] = set()
     problems, broken = file_problems(listings, known, names)
     num_broken = len(broken) + sum(len(listing.bad_lines) for listing in listings.values())
     remedies: list[Problem] = []
@@ -68,6 +81,7 @@ def load_detection_set(
     if num_broken and config.on_bad == "skip":
         problems, skipped = skipped, problems
         images = {split: [i for i in paths if i not in broken] for split, paths in images.items()}
+        left_out = {image for listing in listings.values() for image in listing.images if image in broken}
         log.warning("%d broken images are left out (data.on_bad=skip); the run's manifest lists them", num_broken)
         decisions.record("data.on_bad", "skip", f"{num_broken} broken images are left out")
     elif num_broken:
@@ -75,6 +89,9 @@ def load_detection_set(
             Problem("data.on_bad", "error", f"problems of {num_broken:,} files in {description.root} stop the run",
                     "repair them, or train without them: data.on_bad=skip")
         )  # fmt: skip
+    if pooled:
+        images, copies = pool(images, known, warnings)
+        left_out |= copies
     if config.val_fraction is not None:
         images = _split_off_validation(images, known, config.val_fraction, config.seed, decisions)
     leaks, leak_remedy = leak_problems(images, known, names)
@@ -90,6 +107,9 @@ def load_detection_set(
     images = {split: images[split] for split in SPLITS if images.get(split) and (split in need or "train" in need)}
     checked = _assemble(description, images, known)
     checked.skipped, checked.num_skipped = skipped, num_broken
+    checked.left_out = sorted(checked.relative(image) for image in left_out)
+    if fold is not None:
+        checked.fold, checked.division = fold.number, fold.division
     orphans = orphan_labels(listings.values(), description.list_files, rules)
     checked.warnings = warnings + set_warnings(checked, images, known, orphans, names)
     for warning in checked.warnings:

@@ -14,6 +14,7 @@ from hsr_train.config.schema.classify import (
 from hsr_train.config.schema.common import (
     MODES,
     AdjustConfig,
+    DividedDataConfig,
     Experiment,
     ExportConfig,
     Origin,
@@ -50,6 +51,7 @@ __all__ = [
     "ClassifyTrainConfig",
     "DataConfig",
     "DetectExperiment",
+    "DividedDataConfig",
     "Experiment",
     "ExportConfig",
     "ModelConfig",

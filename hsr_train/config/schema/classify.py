@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hsr_train.config.schema.common import Experiment, knob
+from hsr_train.config.schema.common import DividedDataConfig, Experiment, knob
 
 CLASSIFY_OPTIMIZERS = ("AdamW", "Adam", "SGD", "RMSprop", "NAdam", "RAdam")
 SCHEDULES = ("cosine", "step", "one_cycle", "constant")
 
 
 @dataclass
-class ClassifyDataConfig:
+class ClassifyDataConfig(DividedDataConfig):
     """The images, one folder for each class, and how they are divided."""
 
     path: str = knob(
@@ -22,23 +22,12 @@ class ClassifyDataConfig:
     )
     raw: str | None = knob(None, "Folder with one folder for each class; its splits lie in splits/ beside it.")
     name: str | None = knob(None, "Name of the set in run names; default: of the folder that holds the images.")
-    folds: int = knob(5, "Folds that mode=split makes.", ge=1)
     fold: int | str = knob(0, "Which fold is trained, from 0; all trains every one.")
-    scheme: str = knob(
-        "kfold", "Folds: a partition into disjoint validation sets, or repeated random ones.",
-        choices=("kfold", "holdout"),
-    )  # fmt: skip
-    ratio: list[float] = knob([0.7, 0.15, 0.15], "Shares of train, val and test; kfold uses only the last.")
     groups: str | None = knob(
         None,
         "What never straddles a split: level:N (the Nth folder below the class), pattern:REGEX (its first group, on "
         "the file's name), or a CSV with the columns file and group.",
     )
-    split: str = knob("val", "Which split mode=validate evaluates.", choices=("train", "val", "test"))
-    on_bad: str = knob("error", "Broken images: stop with a report, or train without them.", choices=("error", "skip"))
-    on_leak: str = knob("error", "The same image in two splits: stop or warn.", choices=("error", "warn"))
-    seed: int = knob(42, "Seed of mode=split and of the built-in set.", ge=0)
-    cache_dir: str | None = knob(None, "Our caches; default: hsr_train under the user's cache folder.")
 
 
 @dataclass

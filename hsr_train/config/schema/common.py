@@ -30,6 +30,28 @@ def knob(default: Any, meaning: str, **limits: Any) -> Any:
 
 
 @dataclass
+class DividedDataConfig:
+    """What every set of images has that may be divided into folds; a task adds its own keys, and its own words."""
+
+    path: str = knob("demo", "The set; demo is the built-in one.")
+    folds: int = knob(5, "Folds that mode=split makes.", ge=1)
+    fold: int | str | None = knob(
+        None, "Which fold is trained, from 0; all trains every one; null: the set's own train and val."
+    )
+    scheme: str = knob(
+        "kfold", "Folds: a partition into disjoint validation sets, or repeated random ones.",
+        choices=("kfold", "holdout"),
+    )  # fmt: skip
+    ratio: list[float] = knob([0.7, 0.15, 0.15], "Shares of train, val and test; kfold uses only the last.")
+    groups: str | None = knob(None, "What never straddles a split.")
+    split: str = knob("val", "Which split mode=validate evaluates.", choices=("train", "val", "test"))
+    on_bad: str = knob("error", "Broken images: stop with a report, or train without them.", choices=("error", "skip"))
+    on_leak: str = knob("error", "The same image in two splits: stop or warn.", choices=("error", "warn"))
+    seed: int = knob(42, "Seed of mode=split and of the built-in set.", ge=0)
+    cache_dir: str | None = knob(None, "Our caches; default: hsr_train under the user's cache folder.")
+
+
+@dataclass
 class TensorboardConfig:
     """Event files and the server that shows them."""
 

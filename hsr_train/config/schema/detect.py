@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hsr_train.config.schema.common import Experiment, knob
+from hsr_train.config.schema.common import DividedDataConfig, Experiment, knob
 
 OPTIMIZERS = ("AdamW", "Adam", "Adamax", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD", "auto")
 
@@ -79,20 +79,23 @@ class AugmentationConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(DividedDataConfig):
     """The images and labels."""
 
     path: str = knob(
         "demo", "data.yaml of a YOLO set; demo is the built-in set. mode=predict: an image, folder or video."
     )
-    split: str = knob("val", "Which split mode=validate evaluates.", choices=("train", "val", "test"))
+    groups: str | None = knob(
+        None,
+        "What never straddles a split: level:N (the Nth folder below the split's own), pattern:REGEX (its first group, "
+        "on the file's name), or a CSV with the columns file and group.",
+    )
     on_bad: str = knob(
         "error", "Broken images or labels: stop with a report, or train without them.", choices=("error", "skip")
     )
     on_leak: str = knob("error", "The same image content in train and val: stop or warn.", choices=("error", "warn"))
     val_fraction: float | None = knob(None, "Share of train that becomes val where the set has none.", gt=0, lt=1)
-    seed: int = knob(42, "Seed of the val_fraction split and of the built-in demo set.", ge=0)
-    cache_dir: str | None = knob(None, "Our caches; default: hsr_train under the user's cache folder.")
+    seed: int = knob(42, "Seed of mode=split, of the val_fraction split and of the built-in demo set.", ge=0)
 
 
 @dataclass

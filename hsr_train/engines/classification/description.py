@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 from hsr_train.config.schema import ClassifyAugmentationConfig, ClassifyExperiment
 from hsr_train.data.class_folders import DEMO
@@ -14,11 +10,9 @@ from hsr_train.data.class_set import ClassificationSet
 from hsr_train.decisions import Decisions
 from hsr_train.engines.classification.weights import Start
 from hsr_train.hardware import Machine
+from hsr_train.run.naming import described
 
-MOST_CHARACTERS = 120
-"""Of a run's name; a longer one is cut and ends with a hash of the whole."""
-
-# Keys that name a run: what stands there for them, where that is not the last part of the key. These come first.
+# What names a run beside its data: what stands there for a key, where that is not the key's last part.
 _WORDS = {
     "model.name": "model",
     "train.batch": "batch",
@@ -35,49 +29,20 @@ _WORDS = {
     "trainer.target_epsilon": "epsilon",
     "trainer.target_delta": "delta",
 }
-# Whole sections name it; these of their keys change how a run goes, and not what comes out.
-_SECTIONS = ("train", "optimizer", "trainer", "augmentation")
-_LEFT_OUT = {f"train.{name}" for name in ("workers", "cache", "val_batch", "save_period", "device", "deterministic")}
-_GROUPS = {"model": "model.name", "trainer": "trainer.name", "optimizer": "optimizer.name"}
-_CHOICES = ("preset", "augmentation")
 
 
 def run_name(experiment: ClassifyExperiment, dataset: ClassificationSet) -> str:
-    """Return `<dataset>[_<key>_<value>...][_fold_<i>]`: whatever was typed that changes training, in a fixed order.
+    """Return the name of a run; see `run.naming`.
 
     Args:
         experiment: As typed, before anything was decided.
         dataset: For its name and fold.
     """
-    typed = {_GROUPS.get(key, key) for key in experiment.origin.typed}
-    keys = [*_WORDS, *(f"{part}.{f.name}" for part in _SECTIONS for f in fields(getattr(experiment, part)))]
-    parts = [dataset.name]
-    for key in dict.fromkeys(keys):
-        if key in typed and key not in _LEFT_OUT:
-            section, _, name = key.partition(".")
-            value = getattr(getattr(experiment, section), name)
-            parts.append(f"{_WORDS.get(key, name)}_{_short(value, is_path=key == 'model.weights')}")
-    for group in _CHOICES:
-        if group in typed:
-            chosen = [line.partition("=")[2] for line in experiment.origin.overrides if line.startswith(f"{group}=")]
-            parts.append(f"{group}_{chosen[-1].removeprefix('classify_')}" if chosen else group)
-    if "data.seed" in typed and experiment.data.raw is None and experiment.data.path == DEMO:
-        parts.append(f"data_seed_{experiment.data.seed}")
-    end = "" if dataset.fold is None else f"_fold_{dataset.fold}"
-    return _bounded(re.sub(r"[^\w.+-]+", "_", "_".join(parts)), MOST_CHARACTERS - len(end)) + end
-
-
-def _short(value: Any, *, is_path: bool) -> str:
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else str(value).lower()
-    return Path(value).stem if is_path else str(value)
-
-
-def _bounded(name: str, most: int) -> str:
-    if len(name) <= most:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: most - len(digest) - 1].rstrip('_')}_{digest}"
+    words = dict(_WORDS)
+    if experiment.data.raw is None and experiment.data.path == DEMO:
+        words["data.seed"] = "data_seed"
+    sections = ("train", "optimizer", "trainer", "augmentation")
+    return described(experiment, dataset.name, dataset.fold, words, sections)
 
 
 def summary(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hsr_train.config.schema import DetectExperiment
+from hsr_train.data.detection_folds import write_detection_splits
+from hsr_train.data.detection_splits import list_detection_folds
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
 from hsr_train.engines.detection.attempts import Attempts
@@ -18,7 +20,6 @@ from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
 from hsr_train.engines.memory import persevere
 from hsr_train.engines.states import newest_state, weights_digest
-from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
 from hsr_train.run.atomic import write_json, write_text
@@ -36,9 +37,16 @@ class DetectionEngine:
         return prepare(experiment, machine, decisions)
 
     def split(self, experiment: DetectExperiment, decisions: Decisions) -> list[str]:
-        """Refuse: a YOLO set names its splits itself."""
-        allowed = "divides the images of a classifier; a YOLO set names its splits in data.yaml"
-        raise InputError(Problem("mode", "split", allowed, "task=classify mode=split data.raw=FOLDER"))
+        """See `data.detection_folds.write_detection_splits`."""
+        return write_detection_splits(experiment.data, decisions)
+
+    def folds(self, experiment: DetectExperiment) -> list[int]:
+        """Return the folds of the data, as `mode=split` made them."""
+        return list_detection_folds(experiment.data)
+
+    def ensemble(self, plan: Plan, runs: list[RunDirectory], folder: Path) -> dict[str, float]:
+        """Return nothing: boxes of several detectors are not combined here, and each fold stands for itself."""
+        return {}
 
     def train(self, plan: Plan, context: RunContext) -> Result:
         """Train from the start or from the newest state, evaluate best.pt and export it."""
@@ -50,6 +58,10 @@ class DetectionEngine:
         best = persevere(lambda: self._evaluate(plan, context, run.weights / "best.pt", "val", run.plots), recovery)
         for line in best.table():
             log.info("%s", line)
+        splits = {"val": best}
+        fold = plan.inputs.dataset.fold
+        if fold is not None and "test" in plan.inputs.dataset.splits:
+            splits["test"] = self._test(plan, context)
         plot_curves(trained.monitor.results, run.plots / "results.png")
         trained.monitor.pictures(run.plots, "val_batch*.jpg", "val_samples", trained.epochs)
         trained.monitor.pictures(run.plots, "*.png", "plots", trained.epochs)
@@ -63,7 +75,11 @@ class DetectionEngine:
             last_model_path="weights/last.pt",
             exports=exports,
             failure=failure,
-            extra={"per_class": best.per_class, "speed_ms": best.speed_ms},
+            extra={
+                "per_class": best.per_class,
+                "speed_ms": best.speed_ms,
+                **({} if fold is None else {"fold": fold, "splits": {s: found.metrics for s, found in splits.items()}}),
+            },
         )
 
     def validate(self, plan: Plan, context: RunContext) -> Result:
@@ -117,6 +133,17 @@ class DetectionEngine:
         """Return the epoch of the newest state and a SHA-256 over its weights."""
         state = newest_state(run.state)
         return None if state is None else (state["epochs_done"], weights_digest(state))
+
+    def _test(self, plan: Plan, context: RunContext) -> Evaluation:
+        """Evaluate best.pt on the test set, which all folds share."""
+        run = context.run
+        log.info("On the test set:")
+        found = persevere(
+            lambda: self._evaluate(plan, context, run.weights / "best.pt", "test", run.plots / "test"), context.recovery
+        )
+        for line in found.table():
+            log.info("%s", line)
+        return found
 
     def _evaluate(self, plan: Plan, context: RunContext, model: Path, split: str, output_dir: Path) -> Evaluation:
         experiment, inputs, recovery = plan.experiment, plan.inputs, context.recovery

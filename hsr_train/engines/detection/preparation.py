@@ -29,10 +29,22 @@ from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
 from hsr_train.run.directory import RunDirectory
+from hsr_train.run.naming import described
 
 log = logging.getLogger(__name__)
 
 DEMO = "demo"
+# What names a run of a fold beside its data; see `run.naming`.
+_WORDS = {
+    "model.name": "model",
+    "train.batch": "batch",
+    "train.epochs": "epochs",
+    "optimizer.lr0": "lr0",
+    "optimizer.name": "optimizer",
+    "train.imgsz": "imgsz",
+    "train.seed": "seed",
+    "model.weights": "weights",
+}
 
 
 def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions) -> Plan:
@@ -41,7 +53,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     Raises:
         InputError: With every problem found.
     """
-    experiment = deepcopy(experiment)
+    asked, experiment = experiment, deepcopy(experiment)
     pin_cuda_order()
     cache_dir = cache_root(experiment.data)
     problems: list[Problem] = []
@@ -99,6 +111,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         summary=_summary(experiment, machine, start, dataset, decisions),
         inputs=inputs,
         data_files=dataset.files if dataset is not None else tuple,
+        run_name=_run_name(asked, dataset),
     )
 
 
@@ -241,6 +254,15 @@ def _make_absolute(experiment: DetectExperiment) -> None:
     if experiment.data.cache_dir is not None:
         experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
     experiment.model.weights_dirs = [str(Path(d).expanduser().absolute()) for d in experiment.model.weights_dirs]
+
+
+def _run_name(experiment: DetectExperiment, dataset: DetectionSet | None) -> str | None:
+    """Return the name of a fold's run: the same at each start, so that all folds can be found again."""
+    if experiment.mode != "train" or dataset is None or dataset.fold is None:
+        return None
+    file = dataset.yaml_path
+    name = file.parent.name if file.stem in ("data", "dataset") else file.stem
+    return described(experiment, name, dataset.fold, _WORDS, ("train", "optimizer", "augmentation", "ultralytics"))
 
 
 def _summary(
