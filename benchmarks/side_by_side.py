@@ -44,15 +44,15 @@ print("RESULT", json.dumps({"batch": trainer.batch_size, "accumulate": trainer.a
 """
 
 
-def machine() -> str:
-    """Return one line about this machine and what runs on it."""
+def machine(*packages: str) -> str:
+    """Return one line about this machine and what runs on it: the versions of some packages, or of torch's and YOLO's."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         names = [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0].strip() if names else model
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ultralytics"))
+    versions = ", ".join(f"{name} {version(name)}" for name in packages or ("torch", "ultralytics"))
     return (
         f"{usable} cores of {model}, {psutil.virtual_memory().total / 2**30:.0f} GiB, Python "
         f"{platform.python_version()}, {versions}; load average {os.getloadavg()[0]:.1f} at this moment"
