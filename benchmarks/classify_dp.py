@@ -81,10 +81,8 @@ def test_accuracy(trained: Trained, data: Path, folder: Path) -> float:
 
 
 def costs(data: Path, folder: Path, options: argparse.Namespace) -> None:
-    """Print how much slower a private step is, for each network."""
-    print(
-        "| network | plain, images/s | private, images/s | a private step takes, times a plain one |\n|---|---|---|---|"
-    )
+    """Print how many times longer a private step takes, for each network."""
+    print("| network | plain, images/s | private, images/s | plain / private |\n|---|---|---|---|")
     for network in COSTS:
         speeds: dict[str, list[float]] = {"standard": [], "dp": []}
         for _ in range(options.repeats):

@@ -98,7 +98,8 @@ def our_words(data: Path, folder: Path, options: argparse.Namespace) -> list[str
     return [
         "task=classify", f"data.path={data}", f"data.cache_dir={folder / 'cache'}", f"output_dir={folder / 'out'}",
         f"model.name={options.model}", "model.weights=scratch", "augmentation=classify_default",
-        "optimizer=classify_adamw", f"optimizer.lr={LR}", f"train.imgsz={options.imgsz}", f"train.batch={options.batch}",
+        "optimizer=classify_adamw", f"optimizer.lr={LR}", f"train.imgsz={options.imgsz}",
+        f"train.batch={options.batch}",
         f"train.epochs={options.epochs}", f"train.workers={options.workers}", "train.seed=0", "tensorboard.serve=false",
         "data.on_leak=warn", *options.overrides,
     ]  # fmt: skip

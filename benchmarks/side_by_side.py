@@ -45,7 +45,7 @@ print("RESULT", json.dumps({"batch": trainer.batch_size, "accumulate": trainer.a
 
 
 def machine(*packages: str) -> str:
-    """Return one line about this machine and what runs on it: the versions of some packages, or of torch's and YOLO's."""
+    """Return one line about this machine and the versions of some packages, by default those of detection."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
