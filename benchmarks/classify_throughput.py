@@ -9,9 +9,10 @@ cosine, mean loss and accuracy of each epoch, validation, last.pt and best.pt. N
 augmentation, optimizer and workers are those of our command (`python -m hsr_train task=classify`), which does the rest
 of its work too: state for exact resume, tables, TensorBoard.
 
-Both run as commands, in turn. An image's share of an epoch is counted twice: images per second of the training part,
-as timings.csv has them and the plain loop takes them, and the whole epoch, from one row of the table to the next, on
-the clock and in processor time (loader workers included), which bears other work on the machine. The first epoch of
+Both run as commands, in turn; with `--together` at the same time, which is fairer where other work comes and goes: each
+then has the same share of the machine, whatever that is. Two figures of an epoch: images per second of the training
+part, as timings.csv has them and the plain loop takes them, and the whole epoch, from one row of the table to the next,
+on the clock and in processor time (loader workers included), which bears other work on the machine. The first epoch of
 each run does not count. Exit status 1 if the median ratio of images per second is below 0.97.
 """
 
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,9 +101,8 @@ def our_words(data: Path, folder: Path, options: argparse.Namespace) -> list[str
         "task=classify", f"data.path={data}", f"data.cache_dir={folder / 'cache'}", f"output_dir={folder / 'out'}",
         f"model.name={options.model}", "model.weights=scratch", "augmentation=classify_default",
         "optimizer=classify_adamw", f"optimizer.lr={LR}", f"train.imgsz={options.imgsz}",
-        f"train.batch={options.batch}",
-        f"train.epochs={options.epochs}", f"train.workers={options.workers}", "train.seed=0", "tensorboard.serve=false",
-        "data.on_leak=warn", *options.overrides,
+        f"train.batch={options.batch}", f"train.epochs={options.epochs}", f"train.workers={options.workers}",
+        "train.seed=0", "tensorboard.serve=false", "data.on_leak=warn", *options.overrides,
     ]  # fmt: skip
 
 
@@ -148,14 +149,17 @@ def compare(options: argparse.Namespace, folder: Path) -> float:
     runs: dict[str, list[Run]] = {"ours": [], "plain loop": []}
     for repeat in range(options.repeats):
         order = list(runs) if repeat % 2 == 0 else list(runs)[::-1]  # neither always has the warmer cache
+        commands = {}
         for who in order:
             place = folder / f"{who.replace(' ', '_')}{repeat}"
             place.mkdir()
             hand = [*here, "--data", str(data), "--plain", str(place)]
-            command = ours(*our_words(data, place, options)) if who == "ours" else hand
-            run = watch(command, place, "timings.csv")
-            runs[who].append(run)
-            print(f"{who}: {statistics.median(run.images_per_s):.1f} images/s", flush=True)
+            commands[place] = ours(*our_words(data, place, options)) if who == "ours" else hand
+        with ThreadPoolExecutor(len(commands) if options.together else 1) as threads:
+            found = threads.map(watch, commands.values(), commands, itertools.repeat("timings.csv"))
+            for who, run in zip(order, found, strict=True):
+                runs[who].append(run)
+                print(f"{who}: {' '.join(f'{speed:.1f}' for speed in run.images_per_s)} images/s", flush=True)
     print("\n| | images/s, training | ratio | s per epoch | ratio | processor s per epoch | ratio |")
     print("|---|---|---|---|---|---|---|")
     ratios = {}
@@ -181,6 +185,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--epochs", type=int, default=3, help="of each run; the first does not count")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--together", action="store_true", help="both at the same time, not in turn")
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)  # the plain loop, as a command
     parser.add_argument("overrides", nargs="*", help="more to type for ours, such as train.deterministic=false")
     options = parser.parse_intermixed_args()

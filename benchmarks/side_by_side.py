@@ -1,7 +1,8 @@
 """What the benchmarks share that run our command beside plain ultralytics: same settings, same isolation, same faults.
 
 The settings that `--cfg job` prints are handed to ultralytics, so that they cannot drift apart. Both run as commands
-with a settings folder of their own and without a network. Used by `train_vs_yolo.py`, `resume.py` and `oom.py`.
+with a settings folder of their own and without a network. Used by `train_vs_yolo.py`, `resume.py` and `oom.py`; what
+names the machine and the command, and our own command, also by the benchmarks of classification.
 """
 
 from __future__ import annotations
