@@ -78,8 +78,8 @@ def test_accuracy(trained: Trained, data: Path, folder: Path) -> float:
     output = folder / "validated" / trained.directory.name
     words = ["mode=validate", f"model.weights={trained.directory / 'weights' / 'last.pt'}", f"data.path={data}"]
     run_checked(ours("task=classify", *words, "data.split=test", f"output_dir={output}"), folder)
-    (found,) = output.rglob("training_result.json")
-    return float(json.loads(found.read_text(encoding="utf-8"))["metrics"]["accuracy"])
+    (found,) = output.rglob("classification_report_test.json")
+    return float(json.loads(found.read_text(encoding="utf-8"))["accuracy"])
 
 
 def costs(folder: Path, options: argparse.Namespace) -> None:
