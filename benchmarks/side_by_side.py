@@ -1,7 +1,8 @@
 """What the benchmarks share that run our command beside plain ultralytics: same settings, same isolation, same faults.
 
 The settings that `--cfg job` prints are handed to ultralytics, so that they cannot drift apart. Both run as commands
-with a settings folder of their own and without a network. Used by `train_vs_yolo.py`, `resume.py` and `oom.py`.
+with a settings folder of their own and without a network. Used by `train_vs_yolo.py`, `resume.py` and `oom.py`; what
+names the machine and the command, and our own command, also by the benchmarks of classification.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ print("RESULT", json.dumps({"batch": trainer.batch_size, "accumulate": trainer.a
 """
 
 
-def machine() -> str:
-    """Return one line about this machine and what runs on it."""
+def machine(*packages: str) -> str:
+    """Return one line about this machine and the versions of some packages, by default those of detection."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         names = [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0].strip() if names else model
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ultralytics"))
+    versions = ", ".join(f"{name} {version(name)}" for name in packages or ("torch", "ultralytics"))
     return (
         f"{usable} cores of {model}, {psutil.virtual_memory().total / 2**30:.0f} GiB, Python "
         f"{platform.python_version()}, {versions}; load average {os.getloadavg()[0]:.1f} at this moment"
