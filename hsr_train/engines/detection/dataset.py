@@ -143,7 +143,9 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
     ) -> None:
         self._split = split
         self._seed = int(hyp.seed)
-        self._open_epochs = torch.tensor(open_epochs).share_memory_()  # the loader's workers see it change
+        # Shared, so that the loader's workers see it change.
+        self._open_epochs = torch.tensor(open_epochs)
+        self._open_epochs.share_memory_()  # type: ignore[no-untyped-call]
         self._cached_files = [cache_dir / "images" / f"{h}.npy" for h in split.hashes]
         self._ordered_epoch = -1
         data = {"names": dict(enumerate(names)), "nc": len(names), "channels": 3}
