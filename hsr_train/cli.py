@@ -159,6 +159,8 @@ class _Job:
     Attributes:
         multirun: Whether it is one of several.
         supervise: Whether each trains in a process of its own.
+        is_divided: Whether it is a cross-validation, which has a run for each fold.
+        began: Unix time of the command's start.
         checked: Experiments composed ahead, by their overrides.
         failures: Errors meant for the user, in the order of the jobs. They are kept instead of raised, since Hydra
             would print a line of its own for each.
@@ -167,6 +169,8 @@ class _Job:
     def __init__(self, args: Namespace, multirun: bool, supervise: bool) -> None:
         self.multirun = multirun
         self.supervise = supervise
+        self.is_divided = False
+        self.began = time.time()
         self.config_dir: str | None = args.config_dir
         self.task = ["detect", *(word.removeprefix("task=") for word in args.overrides if word.startswith("task="))][-1]
         self.config_name: str | None = args.config_name
@@ -207,11 +211,14 @@ class _Job:
         if experiment.is_cross_validation:
             from hsr_train.cross_validation import cross_validate
 
+            self.is_divided = True
             return cross_validate(experiment, self._perform, self._again)
         return self._perform(_execute, experiment)
 
     def _perform(self, function: Callable[[Any], Any], experiment: Experiment) -> Any:
         """Call a function, where it can be had in a process that may be killed for memory and go on."""
+        is_alone = not self.multirun and not self.is_divided
+        experiment.origin.started = self.began if is_alone else time.time()
         if not self.supervise:
             return function(experiment)
         from hsr_train.supervisor import supervised

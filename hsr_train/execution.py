@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, cast
@@ -33,12 +34,13 @@ from hsr_train.engines.base import Engine, Plan, Result, RunContext, SharedEngin
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
 from hsr_train.hardware import detect
+from hsr_train.pace import Pace, deadline_of
 from hsr_train.recovery import Recovery
 from hsr_train.run.atomic import DISK_ERRORS, describe_disk_error, free_space, write_text
 from hsr_train.run.changes import Change, write_changes
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter, has_tag
-from hsr_train.run.log import TrainLogHandler, attach_file, detach_file, success
+from hsr_train.run.log import TrainLogHandler, attach_file, detach_file, duration, success
 from hsr_train.run.manifest import build_manifest
 from hsr_train.run.status import StatusWriter
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
@@ -153,7 +155,7 @@ def _run(
     url = _serve(experiment, run, stack)
     events = _events(experiment, run, resuming, stack)
     recovery = _recovery(experiment, run, events)
-    context = RunContext(run, status, events, recovery, resuming, handler)
+    context = RunContext(run, status, events, recovery, resuming, handler, _pace(experiment, run))
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
@@ -238,6 +240,19 @@ def _events(experiment: Experiment, run: RunDirectory, resuming: bool, stack: Ex
     if not resuming or not has_tag(run.tensorboard, "config"):  # it may have been killed before
         writer.text("config", f"```yaml\n{saved.dump(experiment)}\n```")
     return writer
+
+
+def _pace(experiment: Experiment, run: RunDirectory) -> Pace:
+    """Return the time of a training; a run that goes on has the rest of its budget, unless a new one is typed."""
+    if experiment.mode != "train":
+        return Pace()
+    origin, started = experiment.origin, experiment.origin.started or time.time()
+    goes_on = origin.resume_from is not None and not origin.killed and "train.time_budget" not in origin.typed
+    deadline = deadline_of(experiment.train, started, earlier_seconds(run) if goes_on else 0.0)  # type: ignore[attr-defined]
+    if deadline is not None:
+        ends = datetime.fromtimestamp(deadline).astimezone()
+        log.info("To be done by %s, in %s", f"{ends:%A %H:%M:%S}", duration(deadline - time.time()))
+    return Pace(deadline, started)
 
 
 def _recovery(experiment: Experiment, run: RunDirectory, events: EventWriter | None) -> Recovery:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hsr_train.config.schema import RecoveryConfig
 from hsr_train.errors import RunError
-from hsr_train.run.changes import DIVERGED, GPU_MEMORY, HOST_MEMORY, RESUMED, Change, get_value, set_value
+from hsr_train.run.changes import DIVERGED, GPU_MEMORY, HOST_MEMORY, PLANNED, RESUMED, Change, get_value, set_value
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ class Recovery:
 
     @property
     def rungs(self) -> list[Change]:
-        """What recovery changed, without what was typed on resume."""
-        return [change for change in self.changes if change.cause != RESUMED]
+        """What recovery changed, without what was typed on resume or planned by time."""
+        return [change for change in self.changes if change.cause not in (RESUMED, PLANNED)]
 
     def initial(self, key: str) -> Any:
         """Return the value of a key before any change."""
@@ -94,7 +94,7 @@ class Recovery:
     def begin(self, epoch: int) -> None:
         """Start an attempt at an epoch (from 1): date what was typed on resume, and record the configuration."""
         self.at(START, epoch)
-        self.changes = [replace(change, epoch=change.epoch or epoch) for change in self.changes]
+        self.changes = [_dated(change, epoch) for change in self.changes]
         self.save(self.changes)
         if self.killed:
             self.killed = False
@@ -163,6 +163,20 @@ class Recovery:
             log.warning("Recovery: %s; going on from the last state", change)
         self.announce(change)
         return change
+
+    def plan(self, epoch: int, **values: int) -> None:
+        """Change keys of `train` because of the time that is left.
+
+        Args:
+            epoch: The first one (from 1) that runs with them.
+            **values: By the keys' names.
+        """
+        for name, value in values.items():
+            key, before = f"train.{name}", get_value(self.experiment, f"train.{name}")
+            if value != before:
+                set_value(self.experiment, key, value)
+                self.changes.append(Change(epoch, START, name, key, before, value, PLANNED))
+        self.save(self.changes)
 
     def _rung(self, cause: str) -> Change:
         where = f"{cause[0].upper()}{cause[1:]} in epoch {self.epoch} ({self.place}): {self._described()}."
@@ -233,3 +247,10 @@ class Recovery:
             f"batch {train.batch}, validation batch {train.val_batch}, {train.imgsz} px, cache {train.cache}, "
             f"{train.workers} workers"
         )
+
+
+def _dated(change: Change, epoch: int) -> Change:
+    """Return a change with the epoch from which it holds, in a run that goes on at an epoch."""
+    if change.cause == PLANNED:  # for an epoch whose predecessor was not saved in time
+        return replace(change, epoch=min(change.epoch, epoch))
+    return replace(change, epoch=change.epoch or epoch)

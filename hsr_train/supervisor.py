@@ -116,8 +116,9 @@ def supervised(
         text = f"{_killed_for_memory(end)}. Going on from its last state with less"
         _note(run, logging.WARNING, text)
         log.warning("%s", text)
+        started = experiment.origin.started
         experiment = compose([f"resume={run.path}", *_typed_again(experiment, run)])
-        experiment.origin.killed = True
+        experiment.origin.killed, experiment.origin.started = True, started
 
 
 def _obstacle() -> str | None:

@@ -24,7 +24,7 @@ MODULES = {
 }
 MOST_LINES = 400
 
-COMMON = {"errors", "decisions", "processes"}
+COMMON = {"errors", "decisions", "processes", "pace"}
 # Each room and what it may import of the package besides itself; an engine is a room of its own.
 MAY_IMPORT = {
     "": {"config", "cross_validation"},
@@ -56,6 +56,7 @@ MAY_IMPORT = {
         *COMMON,
     },
     "processes": COMMON,
+    "pace": COMMON,
     "verification": {"config.schema", "run", "recovery", "engines.base", *COMMON},
     "config": {
         "",

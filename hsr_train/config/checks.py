@@ -16,6 +16,7 @@ from hsr_train.config.strict import leaves, shown
 from hsr_train.config.values import check_values
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
+from hsr_train.pace import time_problems
 
 WEIGHT_WORDS = ("auto", "pretrained", "scratch")
 VERBS_WITH_WEIGHTS = ("validate", "predict", "export")
@@ -57,10 +58,30 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
         problems += _automatic_optimizer(experiment.optimizer, typed, decisions)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
+    if isinstance(experiment, (DetectExperiment, ClassifyExperiment)):
+        problems += time_problems(experiment.train, typed) + _time(experiment)
     first: dict[str, Problem] = {}
     for problem in problems:
         first.setdefault(problem.key, problem)
     return list(first.values()), decisions
+
+
+def _time(e: AnyExperiment) -> list[Problem]:
+    """Refuse a time for what cannot keep to one."""
+    key = "time_budget" if e.train.time_budget is not None else "finish_by"
+    value, trainer = getattr(e.train, key), getattr(getattr(e, "trainer", None), "name", None)
+    if value is None:
+        return []
+    if trainer == "dp":
+        allowed = "a private training is planned by its epochs: trainer.target_epsilon"
+        return [Problem(f"train.{key}", value, allowed, "leave it out, and type train.epochs")]
+    if trainer == "accelerate":
+        allowed = "is kept by one process, and trainer=accelerate is for several"
+        return [Problem(f"train.{key}", value, allowed, "trainer=standard or mixed_precision")]
+    if e.is_cross_validation and key == "finish_by":
+        allowed = "the first fold would take it all"
+        return [Problem("train.finish_by", value, allowed, "train.time_budget=10min  (for each fold)")]
+    return []
 
 
 def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:

@@ -37,7 +37,9 @@ FREE = (
 # Names of choices that were made when the original was composed, and keys without a meaning here.
 _FIXED = ("task", "preset", "gpu_tier", "adjust.", "resume", "runs")
 # Typed on resume of the original to suit a machine. It leaves results as they are, or, the device, cannot be repeated.
-_OF_THE_MACHINE = ("train.device", "train.workers", "train.cache", "train.save_period")
+_OF_THE_MACHINE = (
+    *(f"train.{name}" for name in ("device", "workers", "cache", "save_period", "time_budget", "finish_by")),
+)
 
 
 def reproduced(typed: Typed) -> AnyExperiment:
@@ -114,6 +116,7 @@ def _begun(config_yaml: Path, changes_json: Path) -> tuple[AnyExperiment, list[C
         raise InputError(Problem(str(changes_json), "", f"is damaged: there is no key {unknown[0]}"))
     undo(saved, changes)
     saved.reproduce, saved.on_drift = None, Experiment.on_drift  # of a run that was a reproduction itself
+    saved.train.time_budget = saved.train.finish_by = None  # what they came to is among the changes
     begun, problems = build(type(saved), plain(saved), where=f"{changes_json}: ")
     if problems:
         raise InputError(problems)

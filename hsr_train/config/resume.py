@@ -18,6 +18,7 @@ from hsr_train.config.schema import AnyExperiment, Experiment, Origin
 from hsr_train.config.strict import shown
 from hsr_train.config.values import check_values
 from hsr_train.errors import InputError, Problem
+from hsr_train.pace import time_problems
 from hsr_train.run.changes import RESUMED, Change, apply, get_value, read_changes, undo
 from hsr_train.run.record import flat
 
@@ -35,8 +36,10 @@ CHANGEABLE = (
     "train.cache",
     "train.device",
     "train.epochs",
+    "train.finish_by",
     "train.patience",
     "train.save_period",
+    "train.time_budget",
     "train.val_batch",
     "train.workers",
 )
@@ -69,6 +72,7 @@ def resumed(typed: Typed) -> AnyExperiment:
     if experiment.train.epochs < saved.train.epochs:
         allowed = f"the run has {saved.train.epochs}, and can only be extended"
         problems.append(Problem("train.epochs", str(experiment.train.epochs), allowed, "leave it out"))
+    problems += _of_time(experiment, typed)
     # Each value must be possible; the combinations were checked, and decided on, when the run began.
     found = check_values(experiment)
     known = {p.key for p in problems}
@@ -85,6 +89,16 @@ def resumed(typed: Typed) -> AnyExperiment:
     if saved.reproduce is not None:
         go_on_repeating(experiment.origin, directory, changes)
     return experiment
+
+
+def _of_time(experiment: AnyExperiment, typed: Typed) -> list[Problem]:
+    """Let what is typed now replace the time that the run had, or the time that of its epochs."""
+    train = experiment.train
+    mine = {"train.epochs", "train.time_budget", "train.finish_by"} & set(typed.keys)
+    for name in ("time_budget", "finish_by"):
+        if mine and f"train.{name}" not in mine:
+            setattr(train, name, None)
+    return time_problems(train, mine)
 
 
 def _refuse_edits(saved: AnyExperiment, changes: Sequence[Change], run: RunDirectory) -> None:

@@ -11,6 +11,7 @@ from hsr_train.config.schema import AnyExperiment
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware import Machine
+from hsr_train.pace import Pace
 from hsr_train.recovery import Recovery
 from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
@@ -55,6 +56,7 @@ class RunContext:
         recovery: What to give up when memory runs out, and where the run is; its experiment is the plan's.
         resuming: The run goes on from its saved state.
         log: What writes train.log.
+        pace: How much time there is.
     """
 
     run: RunDirectory
@@ -63,6 +65,7 @@ class RunContext:
     recovery: Recovery
     resuming: bool = False
     log: TrainLogHandler | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def require_directory(self) -> None:
         """Check that the run's directory is there.

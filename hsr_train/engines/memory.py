@@ -12,6 +12,8 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
@@ -77,6 +79,13 @@ def persevere(attempt: Callable[[], T], recovery: Recovery, *, only: str | None 
             _forget(error)
         free_memory()
         recovery.take(cause, rate=rate)
+
+
+def rehearse(export: Callable[[Path], object]) -> None:
+    """Export into a folder that is removed again, to know how long it takes; what fails is said in time."""
+    log.info("Trying the export, to know how long it takes")
+    with TemporaryDirectory(prefix="hsr_train_") as folder:
+        export(Path(folder))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ GPU_MEMORY = "out of GPU memory"
 HOST_MEMORY = "out of host memory"
 DIVERGED = "numbers gone wrong"
 RESUMED = "typed on resume"
+PLANNED = "planned by time"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Change:
         key: The configuration key.
         before: The value until then.
         after: The value from then on.
-        cause: GPU_MEMORY, HOST_MEMORY, DIVERGED or RESUMED.
+        cause: GPU_MEMORY, HOST_MEMORY, DIVERGED, RESUMED or PLANNED.
     """
 
     epoch: int

@@ -52,6 +52,8 @@ class ClassifyTrainConfig:
     workers: int = knob(8, "Loader processes, bounded by the cores; 0 loads in the main process.", ge=0)
     cache: str | bool = knob("none", "Keep decoded images: ram or none.")
     val_batch: int | None = knob(None, "Images per forward pass in validation; default twice train.batch.", ge=1)
+    time_budget: str | None = knob(None, "Be done in this time: 90s, 45min, 2h; decides the epochs, as they go.")
+    finish_by: str | None = knob(None, "Be done at this time of day, such as 14:30 (in quotes in a YAML file).")
     save_period: int = knob(0, "Keep weights/epoch<N>.pt every so many epochs; 0 keeps none.", ge=0)
     freeze: int | str | None = knob(None, "Freeze the first N children of the network, or backbone: all but the head.")
     ema: float | None = knob(None, "Decay of the averaged weights, such as 0.999; null keeps none.", gt=0, lt=1)

@@ -111,6 +111,7 @@ class Origin:
         reproduce_from: The run directory that is repeated, or None.
         replay: Of a reproduction: the original's changes, to be repeated at their epochs.
         variation: Of a reproduction: what was typed that makes it another experiment.
+        started: Unix time from which a time budget counts; None: from when it is executed.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -126,6 +127,7 @@ class Origin:
     reproduce_from: str | None = None
     replay: list[Any] = field(default_factory=list)
     variation: list[str] = field(default_factory=list)
+    started: float | None = None
 
 
 @dataclass

@@ -39,6 +39,8 @@ class TrainConfig:
     device: Any = knob("auto", "auto, cpu, a GPU number, or a list of them.")
     val_batch: int | None = knob(None, "Images per forward pass in validation; default twice train.batch.", ge=1)
     nbs: int = knob(64, "Effective batch in images: gradients accumulate until it is reached.", ge=1)
+    time_budget: str | None = knob(None, "Be done in this time: 90s, 45min, 2h; decides the epochs, as they go.")
+    finish_by: str | None = knob(None, "Be done at this time of day, such as 14:30 (in quotes in a YAML file).")
     save_period: int = knob(5, "Keep weights/epoch<N>.pt every so many epochs; 0 keeps none.", ge=0)
 
 

@@ -19,6 +19,7 @@ from hsr_train.engines.classification.training import Training
 from hsr_train.engines.memory import cause_of, persevere
 from hsr_train.engines.states import Saver, newest_state, require_space
 from hsr_train.errors import RunError
+from hsr_train.pace import Pace
 from hsr_train.recovery import START, DivergedError, Recovery
 from hsr_train.run.results import last_epoch
 
@@ -99,7 +100,9 @@ class Attempts:
                     recovery.announce_again(done)
                 self._purge = False
                 keeper = Keeper(context, records, saver, experiment, self.inputs, training.measured_imgsz)
-                epochs = done if _is_over(training) else Loop(training, experiment, keeper, recovery).train()
+                epochs = (
+                    done if _is_over(training) else Loop(training, experiment, keeper, recovery, context.pace).train()
+                )
             finally:
                 training.close()
         recovery.at(START, epochs + 1)
@@ -119,7 +122,7 @@ class Attempts:
         if freeze:
             trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
             log.info("train.freeze=%s: %s parameters are trained", freeze, f"{trained:,}")
-        if training.extended_from is not None:
+        if training.extended_from is not None and not self.context.pace.is_limited:
             log.info(
                 "Extended from %d to %d epochs: from epoch %d on the learning rate is what a run of %d epochs has "
                 "there, and patience counts anew",
@@ -146,7 +149,7 @@ def assist(experiment: ClassifyExperiment, device: str) -> None:
         training = Training(experiment, inputs, recovery, state, together)
         try:
             if not _is_over(training):
-                Loop(training, experiment, Silent(), recovery).train()
+                Loop(training, experiment, Silent(), recovery, Pace()).train()
         finally:
             training.close()
     together.leave()

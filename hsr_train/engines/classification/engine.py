@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ from hsr_train.engines.classification.preparation import decide_device, prepare
 from hsr_train.engines.classification.reports import Evaluation, calibration_picture, confusion_picture, write_reports
 from hsr_train.engines.classification.samples import make_loader
 from hsr_train.engines.classification.training import samples
-from hsr_train.engines.memory import persevere
+from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
 from hsr_train.errors import HsrTrainError
 from hsr_train.hardware import Machine
+from hsr_train.pace import Ending
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
+
+PICTURES_S, EXPORT_S = 4.0, 20.0
+"""Guesses for a run that must be done in time: drawing what one split has; one export, until it was tried."""
 
 
 class ClassificationEngine:
@@ -64,6 +69,7 @@ class ClassificationEngine:
         if fold is not None:
             log.info("Using fold: %d", fold)
         log.info("Classes: %s", plan.inputs.classes)
+        context.pace.expect(self._ending(plan, context))
         trained = Attempts(plan, context).all()
         recovery.at(FINAL_EVALUATION, trained.epochs)
         log.info("Evaluating best.pt (epoch %d)", trained.best_epoch)
@@ -86,6 +92,17 @@ class ClassificationEngine:
                 "per_class": {split: evaluation.per_class for split, evaluation in found.items()},
                 **({"privacy": trained.privacy} if trained.privacy else {}),
             },
+        )
+
+    def _ending(self, plan: Plan, context: RunContext) -> Ending:
+        """Return what comes after training, for a run that must be done in time."""
+        splits, formats = plan.inputs.dataset.splits, plan.experiment.export.formats
+        export = partial(self._try_export, plan, context, context.run.weights / "last.pt")
+        return Ending(
+            evaluated=sum(len(split.images) for split in splits.values()) / len(splits["val"].images),
+            fixed_s=PICTURES_S * len(splits),
+            rest_s=EXPORT_S * len(formats),
+            rehearse=partial(rehearse, export) if formats else None,
         )
 
     def assist(self, experiment: ClassifyExperiment, machine: Machine) -> None:

@@ -53,6 +53,14 @@ class Keeper:
         """Raise what went wrong in saving the last epoch."""
         self._saver.check()
 
+    def flush(self) -> None:
+        """Wait until the last epoch is saved."""
+        self._saver.flush()
+
+    def replan(self, epochs: int) -> None:
+        """Count on another number of epochs."""
+        self._records.epochs = epochs
+
     def keep(
         self, epoch: int, figures: Figures, times: Times, started: float, snapshot: Snapshot, *, improved: bool
     ) -> None:
@@ -89,6 +97,12 @@ class Silent:
         """See `Keeper`."""
 
     def check(self) -> None:
+        """See `Keeper`."""
+
+    def flush(self) -> None:
+        """See `Keeper`."""
+
+    def replan(self, epochs: int) -> None:
         """See `Keeper`."""
 
     def keep(

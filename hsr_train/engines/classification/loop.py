@@ -26,6 +26,7 @@ from hsr_train.engines.classification.samples import normalise
 from hsr_train.engines.classification.schedule import rate_factor
 from hsr_train.engines.classification.training import Step, Training
 from hsr_train.engines.memory import data_errors_named, persevere
+from hsr_train.pace import Pace
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError, Recovery
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Loop:
         experiment: With every `auto` decided.
         keeper: Where figures and states go.
         recovery: What to give up when memory runs out.
+        pace: How much time there is.
     """
 
     def __init__(
@@ -47,19 +49,23 @@ class Loop:
         experiment: ClassifyExperiment,
         keeper: Keeper | Silent,
         recovery: Recovery,
+        pace: Pace,
     ) -> None:
         self.training, self.experiment, self.keeper, self.recovery = training, experiment, keeper, recovery
         self.epochs = experiment.train.epochs
+        self.pace, self.is_cut = pace, False  # whether the time was up in mid-epoch
 
     def train(self) -> int:
         """Run the remaining epochs and return how many were completed in all."""
         training = self.training
         log.info("Dataset sizes: %s", {name: len(split.images) for name, split in training.dataset.splits.items()})
         log.info("Starting Training")
-        for epoch in range(training.start_epoch, self.epochs):
+        epoch = training.start_epoch - 1
+        while (epoch := epoch + 1) < self.epochs:  # which a time budget may change
             self.recovery.at(TRAINING_STEP, epoch + 1)
             self.recovery.stop_if_due()
             self.keeper.begin(epoch)
+            self.pace.begin()
             started = time.perf_counter()
             times = Times()
             with data_errors_named(epoch + 1):
@@ -105,7 +111,8 @@ class Loop:
                 bar.update(step.images)
                 done += step.images
                 pending, step = 0, next(coming, Step(0, 0))
-            if policy.is_spent:
+                self.is_cut = done < total and self._must_end(done, total)
+            if policy.is_spent or self.is_cut:
                 break
         bar.close()
         sums = training.together.of_all((float(loss_sum), int(hits), images))
@@ -167,11 +174,16 @@ class Loop:
         improved = training.best_score is None or now > training.best_score
         if improved:
             training.best_score, training.best_epoch, training.patient_since = now, epoch + 1, epoch + 1
+        self._replan(epoch + 1, time.perf_counter() - started, times.val_s)
         patient = bool(train.patience) and epoch + 1 - training.patient_since >= train.patience
         spent = training.policy.is_spent and epoch + 1 < self.epochs
         stop = patient or spent
         snapshot = partial(training.snapshot, epochs_done=epoch + 1, stopped=stop, metrics=found.metrics())
         self.keeper.keep(epoch, figures, times, started, snapshot, improved=improved)
+        if self.pace.is_limited and epoch + 1 < self.epochs and not stop:
+            self.keeper.flush()  # its weights are needed
+            self.pace.rehearse()
+            self.recovery.at(TRAINING_STEP)
         if private is not None:
             log.info(
                 "Epsilon: %.4f at delta %g, after %d steps", private["epsilon"], private["delta"], private["steps"]
@@ -181,6 +193,22 @@ class Loop:
         elif stop:
             log.info("Stopped early: no better val %s for %d epochs", train.best, train.patience)
         return stop
+
+    def _must_end(self, done: int, total: int) -> bool:
+        """Whether an epoch that has come to so many images must end now for the rest to be done in time."""
+        if not self.pace.must_end(done / total, len(self.training.dataset.splits["val"].images) / total):
+            return False
+        log.warning("The time is up: the epoch ends after %d of %d images, so the run can't be reproduced", done, total)
+        return True
+
+    def _replan(self, done: int, epoch_s: float, val_s: float) -> None:
+        """Let the time that is left decide how many epochs there are, and the schedule follow."""
+        epochs = done if self.is_cut else self.pace.plan(done, self.epochs, epoch_s, val_s)
+        if epochs != self.epochs:
+            log.info("Planned by time: %d epochs, not %d", epochs, self.epochs)
+            self.recovery.plan(done + 1, epochs=epochs)
+            self.epochs = epochs
+            self.keeper.replan(epochs)
 
     def _validate(self) -> Outcome:
         """Validate; where memory runs out, once more with a smaller batch."""

@@ -60,7 +60,7 @@ class Attempts:
             trainer = RunTrainer(experiment, self.inputs, context.run, recovery, state)
             try:
                 require_space(trainer.model, context.run)
-                extended = _extend(trainer, state) if state else False
+                extended = _extend(trainer, state) if state and not context.pace.is_limited else False
                 if state:
                     write_weights(trainer.weights_file, context.run, state, experiment.train.save_period)
                 monitor = Monitor(

@@ -109,6 +109,10 @@ def _parts(size: int, most: int) -> list[int]:
     return [size // count + (i < size % count) for i in range(count)]
 
 
+PREFETCHED = 4
+"""Batches that each loader worker makes ahead."""
+
+
 class RunDataset(YOLODataset):  # type: ignore[misc]
     """An ultralytics dataset over a checked split.
 
@@ -139,7 +143,9 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
     ) -> None:
         self._split = split
         self._seed = int(hyp.seed)
-        self._open_epochs = open_epochs
+        # Shared, so that the loader's workers see it change.
+        self._open_epochs = torch.tensor(open_epochs)
+        self._open_epochs.share_memory_()  # type: ignore[no-untyped-call]
         self._cached_files = [cache_dir / "images" / f"{h}.npy" for h in split.hashes]
         self._ordered_epoch = -1
         data = {"names": dict(enumerate(names)), "nc": len(names), "channels": 3}
@@ -168,6 +174,15 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
                 setattr(plain, name, 0.0)
             self._mixing: Any = self.transforms
             self._plain = self.build_transforms(plain)
+
+    @property
+    def open_epochs(self) -> int:
+        """Epochs, counted from 0, in which images are mixed."""
+        return int(self._open_epochs)
+
+    @open_epochs.setter
+    def open_epochs(self, value: int) -> None:
+        self._open_epochs.fill_(value)
 
     def _in_order(self, files: list[Path]) -> list[Path]:
         """Reorder per-image files as rectangular batching has reordered the images."""
@@ -236,7 +251,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         epoch, index = key
         if self.augment:
             seed_sample(self._seed, epoch, index)
-            self.transforms: Any = self._mixing if epoch < self._open_epochs else self._plain
+            self.transforms: Any = self._mixing if epoch < int(self._open_epochs) else self._plain
             self._look_around(epoch, index)
         sample: dict[str, Any] = super().__getitem__(index)
         return sample
@@ -309,7 +324,7 @@ def make_loader(
         sampler=sampler,
         num_workers=workers,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         collate_fn=RunDataset.collate_fn,
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),

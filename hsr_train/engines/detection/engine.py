@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ from hsr_train.engines.detection.export import ExportError, export_model
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
-from hsr_train.engines.memory import persevere
+from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
 from hsr_train.hardware import Machine
+from hsr_train.pace import Ending
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
 from hsr_train.run.atomic import write_json, write_text
 from hsr_train.run.curves import plot_curves
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
+
+PICTURES_S, EXPORT_S = 5.0, 20.0
+"""Guesses for a run that must be done in time: drawing what one evaluation draws; one export, until it was tried."""
 
 
 class DetectionEngine:
@@ -51,6 +56,7 @@ class DetectionEngine:
     def train(self, plan: Plan, context: RunContext) -> Result:
         """Train from the start or from the newest state, evaluate best.pt and export it."""
         run, recovery = context.run, context.recovery
+        context.pace.expect(self._ending(plan, context))
         attempts = Attempts(plan, context)
         trained = persevere(attempts.next, recovery)
         recovery.at(FINAL_EVALUATION, trained.epochs)
@@ -80,6 +86,21 @@ class DetectionEngine:
                 "speed_ms": best.speed_ms,
                 **({} if fold is None else {"fold": fold, "splits": {s: found.metrics for s, found in splits.items()}}),
             },
+        )
+
+    def _ending(self, plan: Plan, context: RunContext) -> Ending:
+        """Return what comes after training, for a run that must be done in time."""
+        splits = plan.inputs.dataset.splits
+        others = ("test",) if plan.inputs.dataset.fold is not None and "test" in splits else ()
+        images = [len(splits[split].images) for split in ("val", *others)]
+        formats = plan.experiment.export.formats
+        return Ending(
+            evaluated=sum(images) / images[0],
+            fixed_s=PICTURES_S * len(images),
+            rest_s=EXPORT_S * len(formats),
+            rehearse=partial(rehearse, partial(self._try_export, plan, context, context.run.weights / "last.pt"))
+            if formats
+            else None,
         )
 
     def validate(self, plan: Plan, context: RunContext) -> Result:

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
 from hsr_train.engines.detection.checkpoint import WeightsFile
+from hsr_train.engines.detection.dataset import PREFETCHED
 from hsr_train.engines.detection.evaluate import metrics_of
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.monitor import Monitor
@@ -77,7 +78,8 @@ class Loop:
     ) -> None:
         self.trainer, self.experiment, self.monitor = trainer, experiment, monitor
         self.context, self.run, self.recovery, self.saver = context, context.run, context.recovery, saver
-        self.best_epoch = best_epoch
+        self.pace, self.best_epoch = context.pace, best_epoch
+        self.is_cut = False  # the time was up in mid-epoch
         args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
         self.schedule = Schedule(
             epochs=trainer.epochs,
@@ -103,10 +105,12 @@ class Loop:
             trainer.device,
         )  # fmt: skip
         trainer.optimizer.zero_grad()
-        for epoch in range(trainer.start_epoch, trainer.epochs):
+        epoch = trainer.start_epoch - 1
+        while (epoch := epoch + 1) < trainer.epochs:  # which a time budget may change
             self.recovery.at(TRAINING_STEP, epoch + 1)
             self.recovery.stop_if_due()
             self.context.require_records()
+            self.pace.begin()
             started = time.perf_counter()
             times = EpochTimes()
             with data_errors_named(epoch + 1):
@@ -141,9 +145,12 @@ class Loop:
                 trainer.optimizer_step()
                 self.recovery.at(TRAINING_STEP)
                 pending = 0
+                self.is_cut = images < trainer.images_per_epoch and self._must_end(images)
             if shows_samples and number < NUM_SAMPLE_BATCHES:
                 trainer.plot_training_samples(batch, number + epoch * len(trainer.train_loader))
             self._advance(bar, means, batch)
+            if self.is_cut:
+                break
         bar.close()
         if shows_samples:
             self.monitor.pictures(self.run.plots, "train_batch*.jpg", "train_samples", epoch + 1)
@@ -153,6 +160,46 @@ class Loop:
         losses = {k: float(v) for k, v in means.items()}
         self._refuse_divergence(epoch, losses)
         return losses
+
+    def _must_end(self, images: int) -> bool:
+        """Whether an epoch that has come to so many images must end now for the rest to be done in time."""
+        total = self.trainer.images_per_epoch
+        if not self.pace.must_end(images / total, len(self.trainer.test_loader.dataset) / total):
+            return False
+        log.warning(
+            "The time is up: the epoch ends after %d of %d images, so the run can't be reproduced", images, total
+        )
+        return True
+
+    def _replan(self, done: int, epoch_s: float, val_s: float) -> None:
+        """Let the time that is left decide how many epochs there are, and the schedule follow."""
+        trainer, before = self.trainer, self.trainer.epochs
+        epochs = done if self.is_cut else self.pace.plan(done, before, epoch_s, val_s)
+        if epochs == before:
+            return
+        loader = trainer.train_loader
+        ahead = 1 + math.ceil(loader.num_workers * PREFETCHED / len(loader))  # epochs that may be on their way already
+        close = self._close_mosaic(done + ahead, epochs, loader.dataset.open_epochs)
+        self.recovery.plan(done + 1, epochs=epochs, close_mosaic=close)
+        trainer.epochs = trainer.args.epochs = self.monitor.epochs = epochs
+        trainer.args.close_mosaic = close
+        loader.dataset.open_epochs = epochs - close
+        self.schedule = replace(self.schedule, epochs=epochs)
+        log.info("Planned by time: %d epochs, not %d", epochs, before)
+
+    def _close_mosaic(self, settled: int, epochs: int, open_epochs: int) -> int:
+        """Return how many of the last epochs go without mosaic.
+
+        Args:
+            settled: Epochs whose samples may be loaded by now: what holds for them stays.
+            epochs: Planned by now.
+            open_epochs: With mosaic, as planned before.
+        """
+        wanted: int = self.recovery.initial("train.close_mosaic")
+        typed = "train.close_mosaic" in self.experiment.origin.typed
+        now_open = epochs - (min(wanted, epochs - 1) if typed else min(wanted, epochs // 5))
+        kept = open_epochs if open_epochs < settled else max(now_open, settled)
+        return epochs - min(kept, epochs)
 
     def _refuse_divergence(self, epoch: int, losses: dict[str, float]) -> None:
         weights = self.trainer.ema.ema.state_dict().values()
@@ -194,6 +241,7 @@ class Loop:
         if improved:
             trainer.best_fitness, self.best_epoch = trainer.fitness, epoch + 1
         stop = bool(trainer.stopper(epoch + 1, trainer.fitness))
+        self._replan(epoch + 1, time.perf_counter() - started, times.val_s)
         val_losses = {f"val_{k}": float(results[f"val/{k}"]) for k in losses}
 
         saving = time.perf_counter()
@@ -203,6 +251,8 @@ class Loop:
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
         self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
         self.saver.submit(partial(self._save, state))
+        if epoch + 1 < trainer.epochs and not stop:
+            self.rehearse()
 
         self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
         if improved and trainer.fitness > 0:
@@ -226,6 +276,13 @@ class Loop:
         results = persevere(attempt, recovery, only=VALIDATION_BATCH)
         recovery.at(TRAINING_STEP)
         return results
+
+    def rehearse(self) -> None:
+        """Try what comes after training, where its time must be known."""
+        if self.pace.is_limited:
+            self.saver.flush()  # its weights are needed
+            self.pace.rehearse()
+            self.recovery.at(TRAINING_STEP)
 
     def _save(self, state: dict[str, Any]) -> None:
         """Write a state and then the weights files of its epoch; not in the main thread."""
