@@ -141,7 +141,7 @@ class Pace:
             RunError: There is no time left to train.
         """
         self.ending = ending
-        if self.left_s <= self._ending_s(0.0):
+        if self.deadline is not None and self.left_s <= self._ending_s(0.0):
             raise RunError(
                 f"No time is left to train: starting took {self.clock() - self.started:.0f} s, what comes after "
                 f"training takes about {self._ending_s(0.0):.0f} s. Type a larger train.time_budget (train.finish_by)"

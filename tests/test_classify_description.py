@@ -12,9 +12,10 @@ import hsr_train
 from hsr_train.config.schema import ClassifyExperiment
 from hsr_train.data.class_set import ClassificationSet
 from hsr_train.engines.classification import published
-from hsr_train.engines.classification.description import MOST_CHARACTERS, run_name
+from hsr_train.engines.classification.description import run_name
 from hsr_train.engines.classification.models import build
 from hsr_train.engines.detection import weights as detection_weights
+from hsr_train.run.naming import MOST_CHARACTERS
 
 
 def name_of(*words: str, fold: int | None = 0, name: str = "fruit") -> str:

@@ -242,7 +242,7 @@ def test_help_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert "preset: classify_default, classify_demo\n" in choices and "yolo" not in choices.replace(
         "data: demo, yolo", ""
     )
-    assert "trainer: dp, mixed_precision, standard" in choices
+    assert "trainer: accelerate, dp, mixed_precision, standard" in choices
     assert "schedule: cosine" in text and "close_mosaic" not in text and "preset: classify_default" in text
 
 

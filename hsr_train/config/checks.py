@@ -26,12 +26,13 @@ PRIVACY_KEYS = tuple(
 )
 
 
-def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[Decision]]:
+def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> tuple[list[Problem], list[Decision]]:
     """Check an experiment and put its values into their normal form, in place.
 
     Args:
         experiment: Of the right types (`strict.build`).
-        typed: Keys and groups from the command line: what was typed is never changed, only refused.
+        typed: Keys and groups from the command line: what was typed is never changed, and refused without effect.
+        settled: Nothing is decided any more: whatever is no longer possible is refused, too.
 
     Returns:
         All problems, and the choices made in place of values that nobody typed.
@@ -54,8 +55,9 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
         problems += _model(experiment.model.name)
         problems += _verb(experiment)
         problems += _folds_of_detection(experiment, typed)
-        problems += _close_mosaic(experiment.train, typed, decisions)
-        problems += _automatic_optimizer(experiment.optimizer, typed, decisions)
+        fixed = {key for key, _, _ in leaves(type(experiment))} if settled else typed
+        problems += _close_mosaic(experiment.train, fixed, decisions)
+        problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
     if isinstance(experiment, (DetectExperiment, ClassifyExperiment)):

@@ -70,7 +70,7 @@ def reproduced(typed: Typed) -> AnyExperiment:
     problems += [p for p in check_values(experiment) if p.key not in {p.key for p in problems}]
     variation = _variation(begun, experiment, typed)
     if variation:
-        found, _ = check(experiment, {key for key, _, _ in leaves(type(experiment))})
+        found, _ = check(experiment, set(typed.keys), settled=True)
         problems += [p for p in found if p.key not in {p.key for p in problems}]
     if problems:
         raise InputError(problems)
