@@ -1,0 +1,61 @@
+"""Whether a training with a time budget is done in time, and uses its time: five budgets on the built-in set.
+
+    python benchmarks/time_budget.py --budgets 60s 2min 3min 5min 10min
+
+Each is the real command. Printed: the share of the budget that the whole command took (1 at most), the epochs, whether
+an epoch was cut, one epoch's share of the budget (what may be left over), the rate of the last epoch relative to the
+first rate, and the best mAP50. Other work on the machine makes it harder, and is welcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from side_by_side import machine
+
+from hsr_train.pace import parse_duration
+
+
+def run(budget: str, folder: Path, more: list[str]) -> str:
+    words = ["preset=demo", f"train.time_budget={budget}", f"output_dir={folder}", "tensorboard.serve=false", *more]
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "hsr_train", *words], capture_output=True, text=True)
+    took_s, seconds = time.monotonic() - began, parse_duration(budget)
+    assert seconds is not None
+    if done.returncode:
+        return f"{budget:>6}  failed with status {done.returncode}: {done.stderr.splitlines()[-1]}"
+    (home,) = (path.parent for path in folder.glob("*/*/training_result.json"))
+    with (home / "timings.csv").open() as file:
+        epochs_s = [float(row["epoch_s"]) for row in csv.DictReader(file)]
+    with (home / "results.csv").open() as file:
+        rates = [float(next(v for k, v in row.items() if k.startswith("lr"))) for row in csv.DictReader(file)]
+    metrics = json.loads((home / "training_result.json").read_text())["metrics"]
+    cut = "cut" if "The time is up" in done.stderr else "whole"
+    return (
+        f"{budget:>6}  {took_s / seconds:6.3f}  {len(epochs_s):6}  {cut:>5}  {median(epochs_s) / seconds:9.3f}  "
+        f"{rates[-1] / max(rates):9.3f}  {next(iter(metrics.values())):.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budgets", nargs="+", default=["60s", "2min", "3min", "5min", "10min"])
+    parser.add_argument("overrides", nargs="*", help="further settings, such as export.formats=[onnx]")
+    arguments = parser.parse_args()
+    print(machine())
+    print("budget    used  epochs   last  one epoch  last rate  first metric")
+    for budget in arguments.budgets:
+        with tempfile.TemporaryDirectory() as folder:
+            print(run(budget, Path(folder), arguments.overrides), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Being finished on time: the arithmetic with a clock of our own, the keys, and short runs that are real."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from classify_runs import make_set, overrides, quick_pictures, state_of
+from detection_runs import differences, read_json, rows
+
+import hsr_train
+from hsr_train.config.schema import ClassifyExperiment
+from hsr_train.errors import InputError, RunError
+from hsr_train.pace import Ending, Pace, deadline_of, next_time, parse_duration
+from hsr_train.run.changes import PLANNED, read_changes
+
+
+class Clock:
+    """A clock that goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("45min", 2700), ("2h", 7200), ("1h30min", 5400), ("1.5h", 5400), ("1h 5min 3s", 3903)],
+)
+def test_duration_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "45", "45m", "min", "1min1h", "-5min", "five minutes"])
+def test_text_that_is_no_duration(text: str) -> None:
+    assert parse_duration(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("14:30", datetime(2026, 3, 1, 14, 30)),
+        ("9:05", datetime(2026, 3, 2, 9, 5)),
+        ("12:00", datetime(2026, 3, 2, 12)),
+    ],
+)
+def test_time_of_day_is_the_next_one(text: str, expected: datetime) -> None:
+    assert next_time(text, datetime(2026, 3, 1, 12, 0)) == expected
+
+
+@pytest.mark.parametrize("text", ["24:00", "14:60", "14", "noon", "870", "2:5"])
+def test_text_that_is_no_time_of_day(text: str) -> None:
+    assert next_time(text, datetime(2026, 3, 1)) is None
+
+
+def test_deadline_counts_from_the_start_less_what_was_used() -> None:
+    train = ClassifyExperiment().train
+    assert deadline_of(train, 100.0) is None
+    train.time_budget = "2min"
+    assert deadline_of(train, 100.0, used_s=30.0) == 190.0
+
+
+def simulate(
+    budget_s: float,
+    epoch_s: Callable[[int], float],
+    *,
+    val_s: float = 1.0,
+    export_s: float = 0.0,
+    steps: int = 20,
+    epochs: int = 50,
+) -> tuple[float, int, int, bool]:
+    """Train by a clock of our own; return the seconds used, the epochs, the epochs planned, and whether one was cut."""
+    clock = Clock()
+    pace = Pace(clock.now + budget_s, clock.now, clock)
+
+    def export() -> None:
+        clock.now += export_s
+
+    pace.expect(Ending(fixed_s=2.0, rest_s=20.0 if export_s else 0.0, rehearse=export if export_s else None))
+    done, cut = 0, False
+    while done < epochs and not cut:
+        began = clock.now
+        pace.begin()
+        for step in range(1, steps + 1):
+            clock.now += epoch_s(done) / steps
+            cut = step < steps and pace.must_end(step / steps, 0.1)
+            if cut:
+                break
+        clock.now += val_s
+        done += 1
+        epochs = done if cut else pace.plan(done, epochs, clock.now - began, val_s)
+        if done < epochs:
+            pace.rehearse()
+    clock.now += val_s + 2.0 + export_s
+    return clock.now - 1000.0, done, epochs, cut
+
+
+@pytest.mark.parametrize("budget_s", [60.0, 120.0, 300.0, 600.0, 7200.0])
+@pytest.mark.parametrize("export_s", [0.0, 6.0])
+@pytest.mark.parametrize(
+    "epoch_s",
+    [
+        lambda done: 8.0,
+        lambda done: 12.0 if done == 0 else 7.0,  # the first fills caches
+        lambda done: 8.0 + 2.0 * (done % 3),  # another program comes and goes
+        lambda done: 5.0 if done < 6 else 11.0,  # it comes and stays
+        lambda done: 11.0 if done < 6 else 5.0,
+    ],
+)
+def test_run_is_never_late_and_uses_its_time(budget_s: float, export_s: float, epoch_s: Callable[[int], float]) -> None:
+    used_s, done, planned, cut = simulate(budget_s, epoch_s, export_s=export_s)
+    assert used_s <= budget_s
+    assert done == planned
+    unused_s = budget_s - used_s
+    slowest_s = max(epoch_s(number) for number in range(12)) + 1.0
+    assert used_s >= 0.9 * budget_s or unused_s <= slowest_s + 25.0 * bool(export_s and done == 1) + 4.0
+
+
+def test_epoch_that_does_not_fit_is_cut() -> None:
+    used_s, done, _, cut = simulate(60.0, lambda done: 90.0, val_s=9.0, steps=100)
+    assert (done, cut) == (1, True)
+    assert 45.0 < used_s <= 60.0
+
+
+def test_steady_times_change_the_plan_once() -> None:
+    clock = Clock()
+    pace, epochs, plans = Pace(clock.now + 600.0, clock.now, clock), 50, []
+    for done in range(1, 40):
+        clock.now += 10.0
+        planned = pace.plan(done, epochs, 10.0, 1.0)
+        plans += [planned] if planned != epochs else []
+        epochs = planned
+    assert len(plans) <= 2, plans
+
+
+def test_time_that_is_over_before_training_is_refused() -> None:
+    clock = Clock()
+    pace = Pace(clock.now + 5.0, clock.now - 10.0, clock)
+    with pytest.raises(RunError, match=r"No time is left to train: starting took 10 s.*larger train.time_budget"):
+        pace.expect(Ending(fixed_s=4.0))
+
+
+def test_without_a_deadline_nothing_changes() -> None:
+    pace = Pace()
+    pace.expect(Ending(fixed_s=4.0))
+    assert pace.plan(1, 50, 10.0, 1.0) == 50
+    assert not pace.must_end(0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train.time_budget=45"], "train.time_budget: 45: must be a time with its unit.*train.time_budget=45min"),
+        (["train.time_budget=soon"], "train.time_budget: soon: must be a time with its unit"),
+        (["train.finish_by=870"], "train.finish_by: 870: must be a time of day, in quotes in a YAML.*14:30"),
+        (["train.finish_by=25:00"], "train.finish_by: 25:00: must be a time of day"),
+        (["train.time_budget=5min", "train.finish_by=14:30"], "does not go with train.time_budget"),
+        (["train.time_budget=5min", "train.epochs=9"], "train.epochs: 9: has no effect with train.time_budget"),
+        (
+            ["task=classify", "trainer=dp", "trainer.target_epsilon=3", "train.time_budget=5min"],
+            "planned by its epochs",
+        ),
+        (["task=classify", "data.raw=r/raw", "data.fold=all", "train.finish_by=14:30"], "first fold would take it all"),
+    ],
+)
+def test_time_that_makes_no_sense_is_refused(words: list[str], line: str) -> None:
+    with pytest.raises(InputError, match=f"(?s){line}"):
+        hsr_train.compose(words)
+
+
+def test_unquoted_time_in_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text("defaults:\n  - config\n  - _self_\ntrain:\n  finish_by: 14:30\n")
+    with pytest.raises(InputError, match=r"(?s)train.finish_by.*in quotes in a YAML file.*14:30"):
+        hsr_train.compose([], config_dir=str(tmp_path), config_name="team")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("pace") / "squares", n_train=20, n_val=6)
+
+
+@pytest.mark.slow
+def test_classifier_is_done_in_time_and_can_be_repeated(data: Path, tmp_path: Path, shared_cache: Path) -> None:
+    typed = overrides(data, tmp_path / "out", shared_cache, train__epochs=None, train__time_budget="25s")
+    with quick_pictures():
+        began = time.time()
+        run = hsr_train.execute(hsr_train.compose(typed)).run_dir
+        assert time.time() - began <= 25.0
+        assert run is not None
+        plans = [change for change in read_changes(run / "state" / "changes.json") if change.cause == PLANNED]
+        assert plans and plans[0].epoch == 2
+        assert len(rows(run)) == plans[-1].after
+        rates = [float(row["lr"]) for row in rows(run)]
+        assert rates[-1] < 0.2 * max(rates), "the schedule is completed"
+        assert read_json(run / "training_result.json")["recovery"] == []
+        again = hsr_train.execute(hsr_train.compose([f"reproduce={run}", f"output_dir={tmp_path / 'again'}"])).run_dir
+    assert again is not None
+    assert differences(state_of(again)["model"], state_of(run)["model"]) == []
+    assert [row["lr"] for row in rows(again)] == [row["lr"] for row in rows(run)]
