@@ -17,6 +17,8 @@ from hsr_train.errors import InputError, RunError
 from hsr_train.pace import Ending, Pace, deadline_of, next_time, parse_duration
 from hsr_train.run.changes import PLANNED, read_changes
 
+PRIVATE = ["task=classify", "trainer=dp", "trainer.target_epsilon=3"]
+
 
 class Clock:
     """A clock that goes on only when it is told to."""
@@ -161,10 +163,8 @@ def test_without_a_deadline_nothing_changes() -> None:
         (["train.finish_by=25:00"], "train.finish_by: 25:00: must be a time of day"),
         (["train.time_budget=5min", "train.finish_by=14:30"], "does not go with train.time_budget"),
         (["train.time_budget=5min", "train.epochs=9"], "train.epochs: 9: has no effect with train.time_budget"),
-        (
-            ["task=classify", "trainer=dp", "trainer.target_epsilon=3", "train.time_budget=5min"],
-            "planned by its epochs",
-        ),
+        ([*PRIVATE, "train.time_budget=5min"], "planned by its epochs"),
+        (["task=classify", "trainer=accelerate", "train.time_budget=5min"], "is kept by one process"),
         (["task=classify", "data.raw=r/raw", "data.fold=all", "train.finish_by=14:30"], "first fold would take it all"),
     ],
 )
