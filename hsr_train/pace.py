@@ -27,7 +27,7 @@ CALM = 0.1
 LAST_PART = 0.3
 """Where no whole epoch fits any more, that much of one is still worth ending the schedule with."""
 MARGIN_S = 3.0
-MARGIN_SHARE = 0.01
+MARGIN_SHARE = 0.02
 
 
 def parse_duration(text: str) -> float | None:
@@ -205,4 +205,9 @@ class Pace:
         assert self.deadline is not None
         margin_s = MARGIN_S + MARGIN_SHARE * (self.deadline - self.started)
         rest_s = self.ending.rest_s if self._rehearsed_s is None else 1.2 * self._rehearsed_s
-        return 1.2 * val_s * self.ending.evaluated + self.ending.fixed_s + rest_s + margin_s
+        return 1.2 * val_s * self.ending.evaluated + self.ending.fixed_s * self._slowness + rest_s + margin_s
+
+    @property
+    def _slowness(self) -> float:
+        """How much longer than the shortest the last epochs took: other programs delay what is still to come, too."""
+        return max(self._epochs_s[-3:], default=1.0) / min(self._epochs_s, default=1.0)
