@@ -120,7 +120,8 @@ def test_run_is_never_late_and_uses_its_time(budget_s: float, export_s: float, e
     assert done == planned
     unused_s = budget_s - used_s
     slowest_s = max(epoch_s(number) for number in range(12)) + 1.0
-    assert used_s >= 0.9 * budget_s or unused_s <= slowest_s + 25.0 * bool(export_s and done == 1) + 4.0
+    kept_s = 4.0 + 0.06 * budget_s + 25.0 * bool(export_s and done == 1)  # for what can't be known
+    assert used_s >= 0.9 * budget_s or unused_s <= slowest_s + kept_s
 
 
 def test_epoch_that_does_not_fit_is_cut() -> None:
