@@ -237,6 +237,25 @@ def test_process_trains_and_validates_and_tells_its_peak(request_on_cpu: Request
     assert 64 * 2**20 < small < large
 
 
+def test_process_that_the_kernel_kills_counts_as_not_fitting_and_is_started_again(
+    request_on_cpu: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "CHILD", ("-c", "import os; os.kill(os.getpid(), 9)"))
+    with ProbeProcess(request_on_cpu) as process:
+        assert [process.measure(8), process.measure(4)] == [None, None]
+
+
+def test_process_that_ends_otherwise_is_an_error_with_its_last_words(
+    request_on_cpu: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "CHILD", ("-c", "import sys; sys.exit('no such driver')"))
+    with (
+        ProbeProcess(request_on_cpu) as process,
+        pytest.raises(RunError, match=r"it ended with status 1: no such driver\. .*train\.batch=auto"),
+    ):
+        process.measure(8)
+
+
 @pytest.mark.slow
 def test_process_that_fails_for_another_reason_ends_in_one_line(request_on_cpu: Request) -> None:
     request_on_cpu.experiment.optimizer.name = "NoOptimizer"

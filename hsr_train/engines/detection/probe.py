@@ -39,6 +39,7 @@ FIRST_TRY = 8
 # Numbers of objects are rounded up, so that folds of one set share their measurements.
 OBJECTS_STEP = 8
 MIB = 2**20
+CHILD = ("-P", "-m", "hsr_train.engines.detection.probe_child")  # as words for Python
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,12 @@ class ProbeProcess:
             RunError: Something else went wrong.
         """
         self.num_measured += 1
+        is_new = self._child is None
         child = self._child or self._start()
         assert child.stdin is not None and child.stdout is not None
         try:
+            if is_new:
+                pickle.dump(self._request, child.stdin)
             pickle.dump(batch, child.stdin)
             child.stdin.flush()
             peak, failure = pickle.load(child.stdout)
@@ -244,15 +248,13 @@ class ProbeProcess:
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in _end)
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hsr_train.engines.detection.probe_child"],
+            [sys.executable, *CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=os.environ | {"PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C reaches us, and we end it
         )
-        assert self._child.stdin is not None
-        pickle.dump(self._request, self._child.stdin)
         return self._child
 
     def _last_words(self) -> str:
