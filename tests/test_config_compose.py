@@ -226,6 +226,19 @@ def test_preset_few_shot_and_yolov8n_default() -> None:
     assert (e.model.name, e.train.epochs, e.train.batch, e.train.imgsz) == ("yolov8n", 100, 16, 640)
 
 
+def test_preset_high_performance_on_a_gpu_and_with_what_a_large_machine_may_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(monkeypatch, 4)  # the tier low has 4 workers and no cache
+    for typed, workers, cache, multi_scale in (
+        ([], 8, "disk", 0.0),
+        (["train.workers=12", "train.cache=ram", "train.multi_scale=true"], 12, "ram", 0.5),
+    ):
+        t = compose(["preset=high_performance", *typed]).train
+        assert (t.batch, t.amp, t.cos_lr) == ("auto", True, True)
+        assert (t.workers, t.cache, t.multi_scale) == (workers, cache, multi_scale)
+
+
 def test_preset_demo_is_small_and_from_scratch_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, 80)
     e = compose(["preset=demo"])

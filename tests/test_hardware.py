@@ -591,6 +591,7 @@ def test_read_cpu_name_takes_the_model_or_the_architecture(kernel: FakeKernel) -
         (23.7, "high", 24),
         (31.4, "workstation", 32),
         (39.4, "workstation", 40),
+        (79, "workstation", 80),
     ],
 )
 def test_choose_tier_goes_by_nominal_memory(reported_gib: float, tier: str, nominal: int) -> None:
@@ -606,6 +607,22 @@ def test_choose_tier_goes_by_nominal_memory(reported_gib: float, tier: str, nomi
 )
 def test_choose_tier_takes_the_largest_card_or_the_smallest_of_those_named(device: Any, tier: str) -> None:
     assert choose_tier(machine_with(gpu(8, 0), gpu(24, 1)), device).value == tier
+
+
+@pytest.mark.parametrize(
+    ("profile", "gib", "tier"),
+    [("1g.5gb", 4.75, "low"), ("1g.10gb", 9.5, "medium"), ("3g.20gb", 19.5, "high"), ("3g.40gb", 39.25, "workstation")],
+)
+def test_choose_tier_of_a_mig_slice_is_its_profiles_not_the_cards(profile: str, gib: float, tier: str) -> None:
+    part = FakeCard(f"NVIDIA A100-SXM4-80GB MIG {profile}", gib, uuid="MIG-1")
+    gpus, _ = gpus_of(FakeCard("NVIDIA A100-SXM4-80GB", 79, slices=[part]))
+    assert choose_tier(machine_with(*gpus), "auto").value == tier
+
+
+def test_choose_tier_and_batch_of_a_card_of_which_another_process_holds_half_are_those_of_its_size() -> None:
+    machine = machine_with(gpu(11.8, free_gib=5.9))
+    assert choose_tier(machine, "auto").value == "medium"
+    assert choose_batch("auto", machine=machine, device="cuda:0", imgsz=640, tier_batch=4).value == 24
 
 
 def test_choose_tier_is_cpu_with_the_reason() -> None:
@@ -770,6 +787,12 @@ def test_choose_cache_asks_the_real_disk_of_a_folder_that_does_not_exist_yet(tmp
         (23.7, 1024, 16),
         (16, 416, 48),
         (9.6, 640, 24),  # sold as 10 GB
+        (8.1, 640, 24),  # above 8 GB, so sold as 10 GB
+        (19.5, 640, 32),  # sold as 20 GB
+        (15.9, 640, 24),
+        (11.8, 640, 24),
+        (79, 640, 32),
+        (5.6, 640, 16),
         (16, 1024, 12),
         (8, 416, 32),
         (8, 640, 16),

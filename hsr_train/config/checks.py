@@ -50,6 +50,11 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
             if key.startswith("recovery.") and key != "recovery.enabled"
         ]
     if isinstance(experiment, DetectExperiment):
+        utilization = "hardware.max_vram_utilization"
+        if utilization in typed and experiment.train.batch != "probe":
+            share = shown(experiment.hardware.max_vram_utilization)
+            allowed = "has no effect without train.batch=probe"
+            problems.append(Problem(utilization, share, allowed, "train.batch=probe, or leave it out"))
         if not experiment.data.path:
             problems.append(Problem("data.path", "", "has no value", "data.path=my/data.yaml"))
         problems += _model(experiment.model.name)

@@ -95,8 +95,9 @@ def _train(t: TrainConfig) -> list[Problem]:
         t.batch = int(t.batch)
     if t.batch == -1:
         t.batch = "auto"
-    if t.batch != "auto" and (isinstance(t.batch, str) or t.batch < 1):
-        problems.append(Problem("train.batch", shown(t.batch), "must be auto or at least 1", "train.batch=auto"))
+    if t.batch not in ("auto", "probe") and (isinstance(t.batch, str) or t.batch < 1):
+        allowed = "must be auto, probe or at least 1"
+        problems.append(Problem("train.batch", shown(t.batch), allowed, "train.batch=auto"))
     problems += _cache(t, CACHES)
     if isinstance(t.multi_scale, bool):
         t.multi_scale = 0.5 if t.multi_scale else 0.0

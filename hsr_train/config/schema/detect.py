@@ -24,7 +24,9 @@ class TrainConfig:
     """How long, how large and on what the training runs."""
 
     epochs: int = knob(50, "Passes over the training set.", ge=1)
-    batch: int | str = knob(16, "Images per forward pass; auto takes the table by GPU memory and image size.")
+    batch: int | str = knob(
+        16, "Images per forward pass; auto: from a table by GPU memory and image size; probe: measured."
+    )
     imgsz: int = knob(640, "Side of the square network input in pixels, a multiple of 32.", ge=32)
     patience: int = knob(10, "Epochs without a better validation fitness before stopping early; 0 never stops.", ge=0)
     workers: int = knob(8, "Loader processes, bounded by the cores; 0 loads in the main process.", ge=0)
@@ -110,6 +112,15 @@ class PredictConfig:
 
 
 @dataclass
+class HardwareConfig:
+    """How much of the hardware a run may take."""
+
+    max_vram_utilization: float = knob(
+        0.85, "train.batch=probe: the part of the GPU's memory that all processes together may fill.", gt=0, le=1
+    )
+
+
+@dataclass
 class UltralyticsConfig:
     """Pass-through: further options of ultralytics under their own names; null leaves the library's default.
 
@@ -144,4 +155,5 @@ class DetectExperiment(Experiment):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
     ultralytics: UltralyticsConfig = field(default_factory=UltralyticsConfig)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
 from hsr_train.engines.detection import weights
 from hsr_train.engines.detection.export import check_export
+from hsr_train.engines.detection.high_performance import HIGH_PERFORMANCE, announcement
 from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
+from hsr_train.engines.detection.probe import cpu_batch, probe_batch
 from hsr_train.engines.detection.schedule import effective_batch
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.engines.states import newest_state
@@ -87,11 +90,14 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         _take_image_size(experiment, start, decisions)
     if dataset is not None and start.names is not None and experiment.origin.resume_from is None:
         _compare_classes(experiment, start, dataset)
+    _decide_batch(experiment, machine, device, dataset, start, cache_dir, decisions)
     _decide_loading(experiment, machine, device, dataset, cache_dir, decisions)
     if experiment.mode in ("train", "check") and dataset is not None:
         problems = refused(experiment, start, dataset)
         if problems:
             raise InputError(problems)
+    if experiment.mode == "train" and experiment.preset == HIGH_PERFORMANCE:
+        log.info("%s", "\n".join(announcement(experiment, machine, device, asked.train.batch)))
     _make_absolute(experiment)
     inputs = DetectionInputs(
         dataset=dataset,
@@ -205,6 +211,37 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
+def _decide_batch(
+    experiment: DetectExperiment,
+    machine: Machine,
+    device: str,
+    dataset: DetectionSet | None,
+    start: weights.Weights,
+    cache_dir: Path,
+    decisions: Decisions,
+) -> None:
+    """Decide the images per forward pass; what a run would refuse is refused before anything is measured."""
+    train, asked = experiment.train, experiment.train.batch
+    table = choose_batch("auto" if asked == "probe" else asked, machine=machine, device=device, imgsz=train.imgsz,
+                         tier_batch=experiment.origin.tier_batch)  # fmt: skip
+    if asked != "probe":
+        _take(train, "batch", table, decisions)
+        return
+    train.batch = table.value
+    if experiment.mode == "train" and dataset is not None:
+        problems = refused(experiment, start, dataset)
+        if problems:
+            raise InputError(problems)
+        found = probe_batch(experiment, machine, device, dataset, start, cache_dir)
+    elif device == "cpu":
+        found = [cpu_batch(experiment)]
+    else:
+        found = [replace(table, reason=f"mode={experiment.mode} measures nothing; {table.reason}")]
+    for decision in found:
+        decisions.record(decision.key, decision.value, decision.reason)
+    train.batch = found[0].value
+
+
 def _decide_loading(
     experiment: DetectExperiment,
     machine: Machine,
@@ -213,12 +250,9 @@ def _decide_loading(
     cache_dir: Path,
     decisions: Decisions,
 ) -> None:
-    """Decide batch sizes, workers and cache."""
+    """Decide the validation's batch, workers and cache; the batch is a number already."""
     train = experiment.train
-    batch = choose_batch(train.batch, machine=machine, device=device, imgsz=train.imgsz,
-                         tier_batch=experiment.origin.tier_batch)  # fmt: skip
-    _take(train, "batch", batch, decisions)
-    number = int(batch.value)
+    number = int(train.batch)
     train.val_batch = train.val_batch or 2 * number
     workers = choose_workers(train.workers, machine, batch_bytes=3 * train.val_batch * train.imgsz**2)
     _take(train, "workers", workers, decisions)
@@ -244,6 +278,7 @@ def _decide_loading(
         if step != train.nbs:
             reason = f"the multiple of train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
             decisions.record("effective batch", step, reason)
+        log.info("Effective batch %d, learning rate %s", step, experiment.optimizer.lr0 or "by optimizer=auto")
 
 
 def _make_absolute(experiment: DetectExperiment) -> None:
