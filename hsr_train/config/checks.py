@@ -195,4 +195,8 @@ def _automatic_optimizer(o: OptimizerConfig, typed: set[str], decisions: list[De
         elif o.name == "auto" and value is not None:
             setattr(o, name, None)
             decisions.append(Decision(key, None, f"optimizer=auto chooses it; without that {shown(value)}"))
+    key = "optimizer.llrd.decay_rate"
+    if key in typed and not o.llrd.enabled:
+        allowed = "has no effect while optimizer.llrd.enabled is false"
+        problems.append(Problem(key, shown(o.llrd.decay_rate), allowed, "optimizer.llrd.enabled=true"))
     return problems

@@ -33,13 +33,25 @@ class TrainConfig:
     close_mosaic: int = knob(10, "Last epochs without mosaic.", ge=0)
     cos_lr: bool = knob(False, "Cosine instead of linear learning-rate decay.")
     multi_scale: float | int | bool = knob(0.0, "Vary the image size by up to this fraction per batch; true means 0.5.")
-    freeze: Any = knob(None, "Freeze the first N modules (a number) or the listed module indices.")
+    freeze: Any = knob(
+        None,
+        "Freeze the first N modules (a number), or modules by number ([0,1,5]) or name: backbone, model.22.cv2, or a "
+        "pattern such as model.1*.",
+    )
     seed: int = knob(0, "Seed of every random draw in training.", ge=0)
     deterministic: bool = knob(True, "Use deterministic kernels: a repeated run is the same.")
     device: Any = knob("auto", "auto, cpu, a GPU number, or a list of them.")
     val_batch: int | None = knob(None, "Images per forward pass in validation; default twice train.batch.", ge=1)
     nbs: int = knob(64, "Effective batch in images: gradients accumulate until it is reached.", ge=1)
     save_period: int = knob(5, "Keep weights/epoch<N>.pt every so many epochs; 0 keeps none.", ge=0)
+
+
+@dataclass
+class LayerRatesConfig:
+    """Layer-wise learning rates: the nearer to the input, the slower a module learns."""
+
+    enabled: bool = knob(False, "Learn slower in early layers: lr0 x decay_rate^(head - module).")
+    decay_rate: float = knob(0.9, "What a module learns at, as a fraction of the rate of the one after it.", gt=0, le=1)
 
 
 @dataclass
@@ -54,6 +66,7 @@ class OptimizerConfig:
     warmup_epochs: float = knob(3.0, "Epochs of linear warm-up; fractions allowed.", ge=0)
     warmup_momentum: float = knob(0.8, "Momentum at the start of warm-up.", ge=0, lt=1)
     warmup_bias_lr: float = knob(0.0, "Learning rate of biases at the start of warm-up.", ge=0, le=1)
+    llrd: LayerRatesConfig = field(default_factory=LayerRatesConfig)
 
 
 @dataclass

@@ -67,7 +67,7 @@ class Attempts:
                     context.run,
                     context.status,
                     context.events,
-                    num_groups=len(trainer.optimizer.param_groups),
+                    num_groups=trainer.num_rates,
                     has_dfl=trainer.has_dfl,
                     epochs=experiment.train.epochs,
                     epochs_done=done,

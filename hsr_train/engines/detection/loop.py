@@ -23,6 +23,7 @@ from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
 from hsr_train.engines.detection.checkpoint import WeightsFile
 from hsr_train.engines.detection.evaluate import metrics_of
+from hsr_train.engines.detection.layer_rates import FACTOR
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.schedule import Schedule, effective_batch
@@ -159,7 +160,7 @@ class Loop:
         if all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights):
             return
         log.warning("Training diverged in epoch %d: losses or weights are no numbers any more (%s)", epoch + 1, losses)
-        raise DivergedError(self.trainer.optimizer.param_groups[0]["initial_lr"])
+        raise DivergedError(self.trainer.base_rate)
 
     def _backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         trainer = self.trainer
@@ -178,7 +179,9 @@ class Loop:
     def _set_rates(self, epoch: int, progress: float) -> None:
         for group in self.trainer.optimizer.param_groups:
             is_bias = group.get("param_group") == "bias"
-            group["lr"] = self.schedule.learning_rate(group["initial_lr"], epoch, progress, is_bias=is_bias)
+            group["lr"] = self.schedule.learning_rate(
+                group["initial_lr"], epoch, progress, is_bias=is_bias, factor=group.get(FACTOR, 1.0)
+            )
             if "momentum" in group:
                 group["momentum"] = self.schedule.momentum_at(progress)
 
