@@ -63,7 +63,7 @@ POWERS = [
     0.254187, 0.228768, 0.205891, 0.185302, 0.166772, 0.150095, 0.135085, 0.121577, 0.109419, 0.0984771, 0.0886294,
 ]  # fmt: skip
 """0.9 to the power of 0, 1, 2, ..."""
-# Module: factor, numbers in filters, in norms, in biases. A Conv(a, b, 3) has 9ab + b + b, and SPPF(256) has two of 1x1,
+# Module: factor, numbers in filters, in norms, in biases. A Conv(a, b, 3) has 9ab + b + b, and SPPF(256) two of 1x1,
 # 256 -> 128 and 512 -> 256. The head is one for two classes.
 YOLOV8N = {
     0: (0.0984771, 432, 16, 16),
