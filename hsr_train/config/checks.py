@@ -5,6 +5,7 @@ from __future__ import annotations
 from hsr_train.config import architectures
 from hsr_train.config.names import nearest, unknown_key
 from hsr_train.config.schema import (
+    SWA_LEAST_EPOCHS,
     AnyExperiment,
     ClassifyExperiment,
     DetectExperiment,
@@ -54,6 +55,7 @@ def check(experiment: Experiment, typed: set[str]) -> tuple[list[Problem], list[
         problems += _verb(experiment)
         problems += _folds_of_detection(experiment, typed)
         problems += _close_mosaic(experiment.train, typed, decisions)
+        problems += _averaging(experiment)
         problems += _automatic_optimizer(experiment.optimizer, typed, decisions)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
@@ -179,6 +181,13 @@ def _close_mosaic(t: TrainConfig, typed: set[str], decisions: list[Decision]) ->
         t.close_mosaic = fifth
         decisions.append(Decision("train.close_mosaic", fifth, reason))
     return []
+
+
+def _averaging(e: DetectExperiment) -> list[Problem]:
+    if not e.train.swa or e.mode not in ("train", "check") or e.train.epochs >= SWA_LEAST_EPOCHS:
+        return []
+    allowed = f"averages the last epochs of at least {SWA_LEAST_EPOCHS}, and train.epochs is {e.train.epochs}"
+    return [Problem("train.swa", "true", allowed, f"train.epochs={SWA_LEAST_EPOCHS} or train.swa=false")]
 
 
 def _automatic_optimizer(o: OptimizerConfig, typed: set[str], decisions: list[Decision]) -> list[Problem]:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from hsr_train.config.schema.common import DividedDataConfig, Experiment, knob
 
 OPTIMIZERS = ("AdamW", "Adam", "Adamax", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD", "auto")
+SWA_LEAST_EPOCHS = 15
+"""Fewer are no training of which the last fifth could be averaged."""
 
 
 @dataclass
@@ -37,6 +39,9 @@ class TrainConfig:
         None,
         "Freeze the first N modules (a number), or modules by number ([0,1,5]) or name: backbone, model.22.cv2, or a "
         "pattern such as model.1*.",
+    )
+    swa: bool = knob(
+        False, "Average the weights of the last fifth of the epochs; kept as swa.pt if better than best.pt."
     )
     seed: int = knob(0, "Seed of every random draw in training.", ge=0)
     deterministic: bool = knob(True, "Use deterministic kernels: a repeated run is the same.")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
+from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.checkpoint import WeightsFile
 from hsr_train.engines.detection.evaluate import metrics_of
 from hsr_train.engines.detection.layer_rates import FACTOR
@@ -65,6 +66,7 @@ class Loop:
         context: The run's directory, its records, and what to give up when memory runs out.
         saver: Writes states and weights.
         best_epoch: The epoch (from 1) whose weights are in best.pt; 0 if there is none.
+        average: Of the last epochs' weights; collects if train.swa is on.
     """
 
     def __init__(
@@ -75,10 +77,11 @@ class Loop:
         context: RunContext,
         saver: Saver,
         best_epoch: int,
+        average: WeightAverage,
     ) -> None:
         self.trainer, self.experiment, self.monitor = trainer, experiment, monitor
         self.context, self.run, self.recovery, self.saver = context, context.run, context.recovery, saver
-        self.best_epoch = best_epoch
+        self.best_epoch, self.average = best_epoch, average
         args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
         self.schedule = Schedule(
             epochs=trainer.epochs,
@@ -201,7 +204,16 @@ class Loop:
 
         saving = time.perf_counter()
         self.saver.flush()
-        state = snapshot(trainer, epochs_done=epoch + 1, best_epoch=self.best_epoch, stopped=stop, metrics=metrics)
+        if self.experiment.train.swa:
+            self.average.add(unwrap_model(trainer.model), epoch + 1, trainer.epochs)
+        state = snapshot(
+            trainer,
+            epochs_done=epoch + 1,
+            best_epoch=self.best_epoch,
+            stopped=stop,
+            metrics=metrics,
+            average=self.average,
+        )
         times.save_s = time.perf_counter() - saving
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
         self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
