@@ -23,6 +23,7 @@ from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.schedule import Schedule
 from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.errors import InputError
+from hsr_train.run.naming import described
 
 bring_up()
 from ultralytics.engine.trainer import BaseTrainer  # noqa: E402
@@ -324,3 +325,9 @@ def test_decay_rate_without_effect_or_out_of_range_is_refused(typed: str, key: s
 def test_defaults_and_preset() -> None:
     default, few = (hsr_train.compose(words).optimizer.llrd for words in ([], ["preset=few_shot"]))
     assert (default.enabled, default.decay_rate, few.enabled, few.decay_rate) == (False, 0.9, True, 0.85)
+
+
+def test_runs_of_folds_are_named_after_it() -> None:
+    experiment = hsr_train.compose(["optimizer.llrd.enabled=true", "optimizer.llrd.decay_rate=0.8"])
+    name = described(experiment, "set", 0, {"optimizer.llrd.enabled": "llrd"}, ("optimizer",))
+    assert name == "set_llrd_true_llrd_decay_rate_0.8_fold_0"
