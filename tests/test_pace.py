@@ -165,6 +165,7 @@ def test_without_a_deadline_nothing_changes() -> None:
         (["train.time_budget=5min", "train.finish_by=14:30"], "does not go with train.time_budget"),
         (["train.time_budget=5min", "train.epochs=9"], "train.epochs: 9: has no effect with train.time_budget"),
         ([*PRIVATE, "train.time_budget=5min"], "planned by its epochs"),
+        (["train.swa=true", "train.time_budget=5min"], "whose number a time budget changes"),
         (["task=classify", "trainer=accelerate", "train.time_budget=5min"], "is kept by one process"),
         (["task=classify", "data.raw=r/raw", "data.fold=all", "train.finish_by=14:30"], "first fold would take it all"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hsr_train.config import architectures
 from hsr_train.config.names import nearest, unknown_key
 from hsr_train.config.schema import (
+    SWA_LEAST_EPOCHS,
     AnyExperiment,
     ClassifyExperiment,
     DetectExperiment,
@@ -62,6 +63,7 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
         problems += _folds_of_detection(experiment, typed)
         fixed = {key for key, _, _ in leaves(type(experiment))} if settled else typed
         problems += _close_mosaic(experiment.train, fixed, decisions)
+        problems += _averaging(experiment)
         problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
@@ -209,6 +211,18 @@ def _close_mosaic(t: TrainConfig, typed: set[str], decisions: list[Decision]) ->
     return []
 
 
+def _averaging(e: DetectExperiment) -> list[Problem]:
+    if not e.train.swa or e.mode not in ("train", "check"):
+        return []
+    if e.train.time_budget is not None or e.train.finish_by is not None:
+        allowed = "averages the last fifth of the epochs, whose number a time budget changes"
+        return [Problem("train.swa", "true", allowed, "train.swa=false, or train.epochs instead of the time")]
+    if e.train.epochs >= SWA_LEAST_EPOCHS:
+        return []
+    allowed = f"averages the last epochs of at least {SWA_LEAST_EPOCHS}, and train.epochs is {e.train.epochs}"
+    return [Problem("train.swa", "true", allowed, f"train.epochs={SWA_LEAST_EPOCHS} or train.swa=false")]
+
+
 def _automatic_optimizer(o: OptimizerConfig, typed: set[str], decisions: list[Decision]) -> list[Problem]:
     problems = []
     defaults = OptimizerConfig()
@@ -223,4 +237,8 @@ def _automatic_optimizer(o: OptimizerConfig, typed: set[str], decisions: list[De
         elif o.name == "auto" and value is not None:
             setattr(o, name, None)
             decisions.append(Decision(key, None, f"optimizer=auto chooses it; without that {shown(value)}"))
+    key = "optimizer.llrd.decay_rate"
+    if key in typed and not o.llrd.enabled:
+        allowed = "has no effect while optimizer.llrd.enabled is false"
+        problems.append(Problem(key, shown(o.llrd.decay_rate), allowed, "optimizer.llrd.enabled=true"))
     return problems

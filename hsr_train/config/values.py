@@ -110,9 +110,11 @@ def _train(t: TrainConfig) -> list[Problem]:
         remedy = f"train.imgsz={below}  ({below} or {below + STRIDE_PX})"
         problems.append(Problem("train.imgsz", str(t.imgsz), f"must be a multiple of {STRIDE_PX}", remedy))
     problems += _device(t)
-    numbers = t.freeze if isinstance(t.freeze, list) else [t.freeze]
-    if t.freeze is not None and not all(type(n) is int and n >= 0 for n in numbers):
-        allowed = "must be null, a number of modules, or a list of module numbers"
+    if isinstance(t.freeze, str) and t.freeze.isdigit():
+        t.freeze = int(t.freeze)
+    modules = t.freeze if isinstance(t.freeze, list) else [t.freeze]
+    if t.freeze is not None and not all((type(m) is int and m >= 0) or (isinstance(m, str) and m) for m in modules):
+        allowed = "must be null, a number of modules, a name such as backbone, or a list of module numbers and names"
         problems.append(Problem("train.freeze", shown(t.freeze), allowed, "train.freeze=10"))
     return problems
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from hsr_train.run.changes import get_value
 
 MOST_CHARACTERS = 120
 """Of a name; a longer one is cut and ends with a hash of the whole."""
@@ -31,12 +33,12 @@ def described(
         sections: Whole sections of which every other typed key stands there by its own name.
     """
     typed = {_GROUPS.get(key, key) for key in experiment.origin.typed}
-    keys = [*words, *(f"{part}.{f.name}" for part in sections for f in fields(getattr(experiment, part)))]
+    keys = [*words, *(key for part in sections for key in _keys(getattr(experiment, part), part))]
     parts = [dataset]
     for key in dict.fromkeys(keys):
         if key in typed and key not in _LEFT_OUT:
-            section, _, name = key.partition(".")
-            value = getattr(getattr(experiment, section), name)
+            name = key.partition(".")[2].replace(".", "_")
+            value = get_value(experiment, key)
             parts.append(f"{words.get(key, name)}_{_short(value, is_path=key == 'model.weights')}")
     for group in _CHOICES:
         if group in typed:
@@ -44,6 +46,15 @@ def described(
             parts.append(f"{group}_{chosen[-1].removeprefix('classify_')}" if chosen else group)
     end = "" if fold is None else f"_fold_{fold}"
     return _bounded(re.sub(r"[^\w.+-]+", "_", "_".join(parts)), MOST_CHARACTERS - len(end)) + end
+
+
+def _keys(section: Any, prefix: str) -> Iterator[str]:
+    for f in fields(section):
+        value, key = getattr(section, f.name), f"{prefix}.{f.name}"
+        if is_dataclass(value):
+            yield from _keys(value, key)
+        else:
+            yield key
 
 
 def _short(value: Any, *, is_path: bool) -> str:

@@ -23,6 +23,7 @@ from hsr_train.config.schema.common import (
 )
 from hsr_train.config.schema.detect import (
     OPTIMIZERS,
+    SWA_LEAST_EPOCHS,
     AugmentationConfig,
     DataConfig,
     DetectExperiment,
@@ -40,6 +41,7 @@ __all__ = [
     "CLASSIFY_OPTIMIZERS",
     "MODES",
     "OPTIMIZERS",
+    "SWA_LEAST_EPOCHS",
     "AdjustConfig",
     "AnyExperiment",
     "AugmentationConfig",

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from hsr_train.config.schema.common import DividedDataConfig, Experiment, knob
 
 OPTIMIZERS = ("AdamW", "Adam", "Adamax", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD", "auto")
+SWA_LEAST_EPOCHS = 15
+"""Fewer are no training of which the last fifth could be averaged."""
 
 
 @dataclass
@@ -35,7 +37,14 @@ class TrainConfig:
     close_mosaic: int = knob(10, "Last epochs without mosaic.", ge=0)
     cos_lr: bool = knob(False, "Cosine instead of linear learning-rate decay.")
     multi_scale: float | int | bool = knob(0.0, "Vary the image size by up to this fraction per batch; true means 0.5.")
-    freeze: Any = knob(None, "Freeze the first N modules (a number) or the listed module indices.")
+    freeze: Any = knob(
+        None,
+        "Freeze the first N modules (a number), or modules by number ([0,1,5]) or name: backbone, model.22.cv2, or a "
+        "pattern such as model.1*.",
+    )
+    swa: bool = knob(
+        False, "Average the weights of the last fifth of the epochs; kept as swa.pt if better than best.pt."
+    )
     seed: int = knob(0, "Seed of every random draw in training.", ge=0)
     deterministic: bool = knob(True, "Use deterministic kernels: a repeated run is the same.")
     device: Any = knob("auto", "auto, cpu, a GPU number, or a list of them.")
@@ -44,6 +53,14 @@ class TrainConfig:
     time_budget: str | None = knob(None, "Be done in this time: 90s, 45min, 2h; decides the epochs, as they go.")
     finish_by: str | None = knob(None, "Be done at this time of day, such as 14:30 (in quotes in a YAML file).")
     save_period: int = knob(5, "Keep weights/epoch<N>.pt every so many epochs; 0 keeps none.", ge=0)
+
+
+@dataclass
+class LayerRatesConfig:
+    """Layer-wise learning rates: the nearer to the input, the slower a module learns."""
+
+    enabled: bool = knob(False, "Learn slower in early layers: lr0 x decay_rate^(head - module).")
+    decay_rate: float = knob(0.9, "What a module learns at, as a fraction of the rate of the one after it.", gt=0, le=1)
 
 
 @dataclass
@@ -58,6 +75,7 @@ class OptimizerConfig:
     warmup_epochs: float = knob(3.0, "Epochs of linear warm-up; fractions allowed.", ge=0)
     warmup_momentum: float = knob(0.8, "Momentum at the start of warm-up.", ge=0, lt=1)
     warmup_bias_lr: float = knob(0.0, "Learning rate of biases at the start of warm-up.", ge=0, le=1)
+    llrd: LayerRatesConfig = field(default_factory=LayerRatesConfig)
 
 
 @dataclass

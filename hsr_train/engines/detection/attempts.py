@@ -11,6 +11,7 @@ from typing import Any
 
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import Plan, RunContext
+from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.loop import Loop, write_weights
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.trainer import RunTrainer
@@ -67,7 +68,7 @@ class Attempts:
                     context.run,
                     context.status,
                     context.events,
-                    num_groups=len(trainer.optimizer.param_groups),
+                    num_groups=trainer.num_rates,
                     has_dfl=trainer.has_dfl,
                     epochs=experiment.train.epochs,
                     epochs_done=done,
@@ -76,7 +77,8 @@ class Attempts:
                 if self._purge:
                     recovery.announce_again(done)
                 self._purge = False
-                loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0)
+                average = WeightAverage(state.get("swa") if state else None, trainer.device)
+                loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0, average)
                 finished = state is not None and state["stopped"] and not extended
                 epochs = done if finished else loop.train()
             finally:

@@ -14,6 +14,7 @@ from hsr_train.data.detection_splits import list_detection_folds
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
 from hsr_train.engines.detection.attempts import Attempts
+from hsr_train.engines.detection.averaging import recalibrated, serialized
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
 from hsr_train.engines.detection.export import ExportError, export_model
 from hsr_train.engines.detection.options import passed_through
@@ -24,9 +25,10 @@ from hsr_train.engines.states import newest_state, weights_digest
 from hsr_train.hardware import Machine
 from hsr_train.pace import Ending
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
-from hsr_train.run.atomic import write_json, write_text
+from hsr_train.run.atomic import write_bytes, write_json, write_text
 from hsr_train.run.curves import plot_curves
 from hsr_train.run.directory import RunDirectory
+from hsr_train.run.log import success
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class DetectionEngine:
         best = persevere(lambda: self._evaluate(plan, context, run.weights / "best.pt", "val", run.plots), recovery)
         for line in best.table():
             log.info("%s", line)
+        averaged = self._average(plan, context, best)
         splits = {"val": best}
         fold = plan.inputs.dataset.fold
         if fold is not None and "test" in plan.inputs.dataset.splits:
@@ -84,6 +87,7 @@ class DetectionEngine:
             extra={
                 "per_class": best.per_class,
                 "speed_ms": best.speed_ms,
+                **({} if averaged is None else {"swa": averaged}),
                 **({} if fold is None else {"fold": fold, "splits": {s: found.metrics for s, found in splits.items()}}),
             },
         )
@@ -154,6 +158,45 @@ class DetectionEngine:
         """Return the epoch of the newest state and a SHA-256 over its weights."""
         state = newest_state(run.state)
         return None if state is None else (state["epochs_done"], weights_digest(state))
+
+    def _average(self, plan: Plan, context: RunContext, best: Evaluation) -> dict[str, Any] | None:
+        """Make swa.pt of the last epochs' mean and keep it if it is better than best.pt; None if train.swa is off."""
+        experiment, recovery, target = plan.experiment, context.recovery, context.run.weights / "swa.pt"
+        assert isinstance(experiment, DetectExperiment)
+        if not experiment.train.swa:
+            return None
+        state = newest_state(context.run.state)
+        kept = state.get("swa") if state else None
+        if kept is None:
+            target.unlink(missing_ok=True)  # of a run that was extended since
+            log.warning("train.swa: training ended before the epochs that would have been averaged")
+            return {"epochs": 0, "metrics": None, "kept": False}
+
+        def attempt() -> Evaluation:
+            recovery.stop_if_due()
+            checkpoint = recalibrated(
+                context.run.weights / "best.pt",
+                kept["mean"],
+                experiment,
+                plan.inputs,
+                imgsz=recovery.initial("train.imgsz"),
+                batch=recovery.initial("train.batch"),
+            )
+            write_bytes(target, serialized(checkpoint, {}))
+            found = self._evaluate(plan, context, target, "val", context.run.plots / "swa")
+            write_bytes(target, serialized(checkpoint, found.metrics))
+            return found
+
+        log.info("Averaging the weights of %d epochs, and measuring the batch norms anew", kept["epochs"])
+        found = persevere(attempt, recovery)
+        ours, theirs = found.metrics["mAP50-95"], best.metrics["mAP50-95"]
+        is_better = ours > theirs
+        if is_better:
+            success(log, "swa.pt is better than best.pt and kept beside it: mAP50-95 %.4f, not %.4f", ours, theirs)
+        else:
+            target.unlink()
+            log.info("The averaged weights are not better and not kept: mAP50-95 %.4f, best.pt %.4f", ours, theirs)
+        return {"epochs": kept["epochs"], "metrics": found.metrics, "kept": is_better}
 
     def _test(self, plan: Plan, context: RunContext) -> Evaluation:
         """Evaluate best.pt on the test set, which all folds share."""

@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
+from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.checkpoint import WeightsFile
 from hsr_train.engines.detection.dataset import PREFETCHED
 from hsr_train.engines.detection.evaluate import metrics_of
+from hsr_train.engines.detection.layer_rates import FACTOR
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.schedule import Schedule, effective_batch
@@ -65,6 +67,7 @@ class Loop:
         context: The run's directory, its records, and what to give up when memory runs out.
         saver: Writes states and weights.
         best_epoch: The epoch (from 1) whose weights are in best.pt; 0 if there is none.
+        average: Of the last epochs' weights; collects if train.swa is on.
     """
 
     def __init__(
@@ -75,10 +78,11 @@ class Loop:
         context: RunContext,
         saver: Saver,
         best_epoch: int,
+        average: WeightAverage,
     ) -> None:
         self.trainer, self.experiment, self.monitor = trainer, experiment, monitor
         self.context, self.run, self.recovery, self.saver = context, context.run, context.recovery, saver
-        self.pace, self.best_epoch = context.pace, best_epoch
+        self.pace, self.best_epoch, self.average = context.pace, best_epoch, average
         self.is_cut = False  # the time was up in mid-epoch
         args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
         self.schedule = Schedule(
@@ -206,7 +210,7 @@ class Loop:
         if all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights):
             return
         log.warning("Training diverged in epoch %d: losses or weights are no numbers any more (%s)", epoch + 1, losses)
-        raise DivergedError(self.trainer.optimizer.param_groups[0]["initial_lr"])
+        raise DivergedError(self.trainer.base_rate)
 
     def _backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         trainer = self.trainer
@@ -225,7 +229,9 @@ class Loop:
     def _set_rates(self, epoch: int, progress: float) -> None:
         for group in self.trainer.optimizer.param_groups:
             is_bias = group.get("param_group") == "bias"
-            group["lr"] = self.schedule.learning_rate(group["initial_lr"], epoch, progress, is_bias=is_bias)
+            group["lr"] = self.schedule.learning_rate(
+                group["initial_lr"], epoch, progress, is_bias=is_bias, factor=group.get(FACTOR, 1.0)
+            )
             if "momentum" in group:
                 group["momentum"] = self.schedule.momentum_at(progress)
 
@@ -246,7 +252,16 @@ class Loop:
 
         saving = time.perf_counter()
         self.saver.flush()
-        state = snapshot(trainer, epochs_done=epoch + 1, best_epoch=self.best_epoch, stopped=stop, metrics=metrics)
+        if self.experiment.train.swa:
+            self.average.add(unwrap_model(trainer.model), epoch + 1, trainer.epochs)
+        state = snapshot(
+            trainer,
+            epochs_done=epoch + 1,
+            best_epoch=self.best_epoch,
+            stopped=stop,
+            metrics=metrics,
+            average=self.average,
+        )
         times.save_s = time.perf_counter() - saving
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
         self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there

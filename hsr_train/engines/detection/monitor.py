@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 
+from hsr_train.engines.detection.layer_rates import rates_by_kind, rates_by_module
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.log import duration
@@ -32,7 +33,7 @@ class Monitor:
         run: The run's directory.
         status: Its heartbeat.
         writer: TensorBoard events, or None if switched off.
-        num_groups: Parameter groups of the optimizer; each has a column of its rate.
+        num_groups: Kinds of parameters that the optimizer tells apart; each has a column of its (highest) rate.
         has_dfl: The model's box loss has a distribution focal part; else that column is empty and l1_loss is added.
         epochs: Planned epochs.
         epochs_done: Rows beyond this epoch are dropped: the run goes on from here.
@@ -76,7 +77,8 @@ class Monitor:
     ) -> None:
         """Record one epoch (counted from 0)."""
         number = epoch + 1
-        rates = {f"lr_{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)}
+        groups = rates_by_kind(trainer.optimizer)
+        rates = {f"lr_{i}": group["lr"] for i, group in groups.items()}
         row = {"epoch": number, **losses, **metrics, **val_losses, **rates}
         self.results.append(dict.fromkeys(self.results.columns) | row)
         timing = {
@@ -94,13 +96,13 @@ class Monitor:
         self.status.progress(epoch=number, epochs=self.epochs, mAP50=metrics["mAP50"])
         if self.writer is None:
             return
-        groups = trainer.optimizer.param_groups
-        names = {f"lr_{i}": f"lr/{i}_{group.get('param_group', 'group')}" for i, group in enumerate(groups)}
+        names = {f"lr_{i}": f"lr/{i}_{group.get('param_group', 'group')}" for i, group in groups.items()}
         scalars = {
             **{f"train/{k}": v for k, v in losses.items()},
             **{f"val/{k.removeprefix('val_')}": v for k, v in val_losses.items()},
             **{f"metrics/{k}": v for k, v in metrics.items()},
             **{names[k]: v for k, v in rates.items()},
+            **{f"lr_by_module/{k}": v for k, v in rates_by_module(trainer.optimizer).items()},
             **{f"time/{k}": v for k, v in timing.items() if k != "epoch" and v is not None},
         }
         for tag, value in scalars.items():

@@ -8,8 +8,9 @@ from typing import Any
 
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.data.detection_set import DetectionSet
+from hsr_train.engines.detection.freezing import frozen_modules, layers_of
 from hsr_train.engines.detection.weights import Weights
-from hsr_train.errors import Problem
+from hsr_train.errors import InputError, Problem
 
 
 def passed_through(experiment: DetectExperiment) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def training_arguments(experiment: DetectExperiment, device: str, save_dir: Path
         "close_mosaic": train.close_mosaic,
         "cos_lr": train.cos_lr,
         "multi_scale": train.multi_scale,
-        "freeze": train.freeze,
+        "freeze": train.freeze,  # as names: `RunTrainer.setup_model`, which knows the network
         "seed": train.seed,
         "deterministic": train.deterministic,
         "device": device.removeprefix("cuda:"),
@@ -91,11 +92,11 @@ def refused(experiment: DetectExperiment, start: Weights, dataset: DetectionSet)
         )
         larger = "train.multi_scale=0" if train.imgsz >= 2 * start.stride else f"train.imgsz={2 * start.stride}"
         problems.append(Problem("train.batch", str(batch), allowed, f"{larger}, or another train.batch"))
-    frozen = set(train.freeze) if isinstance(train.freeze, list) else set(range(train.freeze or 0))
-    if frozen and (max(frozen) >= start.num_modules or len(frozen) == start.num_modules):
-        last = start.num_modules - 1
-        allowed = f"{start.architecture} has modules 0 to {last}, and at least one must be trained"
-        problems.append(Problem("train.freeze", str(train.freeze), allowed, f"train.freeze={min(10, last)}"))
+    if train.freeze and start.source != "state":  # a run that goes on was checked when it began
+        try:
+            frozen_modules(train.freeze, *layers_of(start))
+        except InputError as error:
+            problems += error.problems
     if experiment.augmentation.copy_paste and not any(len(segments) for segments in images.segments):
         allowed = "has no effect: it copies outlines, and these labels are not all polygons"
         share = str(experiment.augmentation.copy_paste)

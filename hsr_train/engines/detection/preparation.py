@@ -44,6 +44,8 @@ _WORDS = {
     "train.epochs": "epochs",
     "optimizer.lr0": "lr0",
     "optimizer.name": "optimizer",
+    "optimizer.llrd.enabled": "llrd",
+    "optimizer.llrd.decay_rate": "llrd_decay",
     "train.imgsz": "imgsz",
     "train.seed": "seed",
     "model.weights": "weights",

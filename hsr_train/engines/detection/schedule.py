@@ -62,9 +62,19 @@ class Schedule:
             return max((1 - math.cos(epoch * math.pi / self.epochs)) / 2, 0) * (self.lrf - 1) + 1
         return max(1 - epoch / self.epochs, 0) * (1.0 - self.lrf) + self.lrf
 
-    def learning_rate(self, initial: float, epoch: int, progress: float, *, is_bias: bool) -> float:
-        """Return a parameter group's rate; biases fall from warmup_bias_lr, all others rise from 0."""
-        start = self.warmup_bias_lr if is_bias else 0.0
+    def learning_rate(
+        self, initial: float, epoch: int, progress: float, *, is_bias: bool, factor: float = 1.0
+    ) -> float:
+        """Return a parameter group's rate; biases go from warmup_bias_lr (times `factor`), all others rise from 0.
+
+        Args:
+            initial: The group's rate after warm-up.
+            epoch: Counted from 0.
+            progress: Of the warm-up.
+            is_bias: Whether the group holds biases.
+            factor: What part of the base rate `initial` is, where rates differ by layer.
+        """
+        start = self.warmup_bias_lr * factor if is_bias else 0.0
         return start + (initial * self.decay(epoch) - start) * progress
 
     def momentum_at(self, progress: float) -> float:

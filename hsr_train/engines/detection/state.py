@@ -12,7 +12,7 @@ from ultralytics.utils.torch_utils import unwrap_model  # noqa: E402
 
 
 def snapshot(
-    trainer: Any, *, epochs_done: int, best_epoch: int, stopped: bool, metrics: dict[str, float]
+    trainer: Any, *, epochs_done: int, best_epoch: int, stopped: bool, metrics: dict[str, float], average: Any = None
 ) -> dict[str, Any]:
     """Copy the training state to main memory.
 
@@ -22,6 +22,7 @@ def snapshot(
         best_epoch: The epoch whose weights are in best.pt.
         stopped: Training ended early; only what follows it is left to do.
         metrics: Of this epoch, for its weights file.
+        average: Of the last epochs' weights (`averaging.WeightAverage`), or None if the run has none.
     """
     model = unwrap_model(trainer.model)
     state = {
@@ -44,6 +45,7 @@ def snapshot(
         "stopper": {k: getattr(trainer.stopper, k) for k in ("best_fitness", "best_epoch", "possible_stop")},
         "criterion_updates": getattr(model.criterion, "updates", None),
         "random": random_state(),
+        "swa": average.state() if average is not None else None,
     }
     kept: dict[str, Any] = copied(state)
     return kept

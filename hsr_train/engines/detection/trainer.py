@@ -5,6 +5,7 @@ Model, loss, validator, EMA, optimizer groups and plots stay the library's. `_do
 
 from __future__ import annotations
 
+import logging
 import random
 import tempfile
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection import options
 from hsr_train.engines.detection.checkpoint import WeightsFile
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
+from hsr_train.engines.detection.freezing import described, frozen_modules
+from hsr_train.engines.detection.layer_rates import divide_by_module, rates_by_kind, table
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.precision import mixed_precision_works
 from hsr_train.engines.detection.state import restore_state
@@ -37,6 +41,8 @@ import ultralytics.models.yolo.detect.val as val_module  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.utils.plotting import plot_images  # noqa: E402
 from ultralytics.utils.torch_utils import unwrap_model  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 for _module in (train_module, val_module):  # pictures are there when the call returns, not some time later
     _module.plot_images = partial(plot_images, threaded=False)
@@ -108,6 +114,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         assert inputs.dataset is not None
         self._experiment, self._inputs, self._dataset = experiment, inputs, inputs.dataset
         self._recovery, self._state = recovery, state
+        self._frozen: list[str] = []
         begun = deepcopy(experiment)
         for key in ("train.batch", "optimizer.lr0"):
             set_value(begun, key, recovery.initial(key))
@@ -124,6 +131,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self.validator.args.plots = False
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group.get("initial_lr", group["lr"]) * recovery.rate_factor()
+        self._say_what_learns()
         self.measured_imgsz: int = recovery.initial("train.imgsz")
         self.weights_file = WeightsFile(self, self.measured_imgsz)
         self.structure = state["network"] if state else self.weights_file.structure()
@@ -135,6 +143,16 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
     def images_per_epoch(self) -> int:
         """Number of training images."""
         return len(self.train_loader.dataset)
+
+    @property
+    def num_rates(self) -> int:
+        """Columns of learning rates in results.csv: one for each kind of parameter that the library tells apart."""
+        return len(rates_by_kind(self.optimizer))
+
+    @property
+    def base_rate(self) -> float:
+        """The initial learning rate, also where the optimizer chose it by itself."""
+        return float(self.args.lr0) * self._recovery.rate_factor()
 
     @property
     def has_dfl(self) -> bool:
@@ -155,6 +173,8 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
             loaded = load_model(weights.file) if weights.file else None
         cfg = loaded.yaml if loaded is not None else architecture_yaml(weights.architecture)
         self.model = self.get_model(cfg=cfg, weights=loaded, verbose=False)
+        self._frozen = frozen_modules(self._experiment.train.freeze, self.model.model, len(self.model.yaml["backbone"]))
+        self.args.freeze = [name.removeprefix("model.") for name in self._frozen] or None
 
     @staticmethod
     def _network_of(state: dict[str, Any]) -> Any:
@@ -167,7 +187,45 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
     def build_optimizer(self, *args: Any, iterations: float = 1e5, **kwargs: Any) -> Any:
         """Let optimizer=auto choose by the epochs that the run began with: an extended run keeps its optimizer."""
         begun = iterations * self._recovery.initial("train.epochs") / self.epochs
-        return super().build_optimizer(*args, iterations=begun, **kwargs)
+        optimizer, llrd = super().build_optimizer(*args, iterations=begun, **kwargs), self._experiment.optimizer.llrd
+        if llrd.enabled:
+            divide_by_module(optimizer, unwrap_model(self.model).model, llrd.decay_rate)
+        return optimizer
+
+    def _model_train(self) -> None:
+        """Begin to train; batch norms of frozen modules keep their statistics, also where one is frozen by its name."""
+        super()._model_train()
+        for norm in self._frozen_norms():
+            norm.eval()
+
+    def _frozen_norms(self) -> list[Any]:
+        model = unwrap_model(self.model)
+        inside = (module for name in self._frozen for module in model.get_submodule(name).modules())
+        return [module for module in inside if isinstance(module, torch.nn.BatchNorm2d)]
+
+    def _say_what_learns(self) -> None:
+        model, llrd = unwrap_model(self.model), self._experiment.optimizer.llrd
+        if self._frozen:
+            fixed = sum(p.numel() for name in self._frozen for p in model.get_submodule(name).parameters())
+            log.info(
+                "Frozen: %s, %s of %s parameters; their %d batch norms keep their statistics",
+                described(self._frozen), f"{fixed:,}", f"{sum(p.numel() for p in model.parameters()):,}",
+                len(self._frozen_norms()),
+            )  # fmt: skip
+        if not llrd.enabled:
+            return
+        log.info(
+            "Layer-wise learning rates: %.3g x %g^(%d - module); module %d is the head",
+            self.base_rate, llrd.decay_rate, len(model.model) - 1, len(model.model) - 1,
+        )  # fmt: skip
+        for line in table(self.optimizer, model.model):
+            log.info("%s", line)
+        if self._frozen:
+            log.warning(
+                "train.freeze and optimizer.llrd.enabled both hold early layers back: %s do not learn at all, and the "
+                "rates of the others fall with their distance from the head all the same",
+                described(self._frozen),
+            )
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> RunDataset:
         """Return the checked split `img_path` (train, val or test); validation is measured at the initial size."""
