@@ -11,6 +11,7 @@ from hsr_train.config.schema import AnyExperiment
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware import Machine
+from hsr_train.hardware.usage import UsageSampler
 from hsr_train.recovery import Recovery
 from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
@@ -32,6 +33,8 @@ class Plan:
         inputs: The engine's own prepared input (datasets, resolved weights); opaque to everybody else.
         data_files: Yields every file of the data with its hashes, for the run's data_files.csv.
         run_name: Of the run's directory; None: the preset (or the mode) with the time of the start.
+        device: Where this process trains, such as cpu or cuda:0.
+        fitting_cache: Says where decoded images would fit on a machine: ram, disk or none.
     """
 
     experiment: AnyExperiment
@@ -42,6 +45,8 @@ class Plan:
     inputs: Any
     data_files: Callable[[], Iterable[DataFile]] = tuple
     run_name: str | None = None
+    device: str = "cpu"
+    fitting_cache: Callable[[Machine], str] = lambda machine: "none"
 
 
 @dataclass
@@ -55,6 +60,7 @@ class RunContext:
         recovery: What to give up when memory runs out, and where the run is; its experiment is the plan's.
         resuming: The run goes on from its saved state.
         log: What writes train.log.
+        usage: Measures what the machine does; None leaves those columns of timings.csv empty.
     """
 
     run: RunDirectory
@@ -63,6 +69,7 @@ class RunContext:
     recovery: Recovery
     resuming: bool = False
     log: TrainLogHandler | None = None
+    usage: UsageSampler | None = None
 
     def require_directory(self) -> None:
         """Check that the run's directory is there.
