@@ -165,7 +165,7 @@ class Figures:
         """Return one line for a person."""
         epochs = "1 epoch" if self.epochs == 1 else f"the median of {self.epochs} epochs"
         gpu = f", GPU busy {_percent(self.gpu_util)}" if self.gpu_util is not None else ""
-        cpu = f", processor busy {_percent(self.cpu_util)}" if self.cpu_util is not None else ""
+        cpu = f", {_percent(self.cpu_util)} of the cores used" if self.cpu_util is not None else ""
         return (
             f"{self.images_per_s:.1f} images/s ({epochs}), waiting for data {_percent(self.wait_share)} of training, "
             f"validation {_percent(self.val_share)} of the time{gpu}{cpu}"
@@ -216,17 +216,15 @@ def bottleneck(figures: Figures, setup: Setup) -> str | None:
     has_memory = on_gpu and figures.gpu_used_share is not None and figures.gpu_used_share < MEMORY_IS_FREE
     if not has_memory:
         return None
-    free = f"{_percent(1 - (figures.gpu_used_share or 0.0))} of its memory stayed free"
+    free = _percent(1 - (figures.gpu_used_share or 0.0))
     may_grow = "train.batch" not in setup.given_up and 2 * setup.batch <= figures.images
     if gpu_util is not None and gpu_util < GPU_IS_IDLE and figures.wait_share < HARDLY_WAITS and may_grow:
-        return (
-            f"The GPU was busy {_percent(gpu_util)} of the time and {free}: {_change('batch', 2 * setup.batch, setup)}"
-        )
+        advice = _change("batch", 2 * setup.batch, setup)
+        return f"The GPU was busy {_percent(gpu_util)} of the time, and {free} of its memory stayed free: {advice}"
     if figures.val_share > VALIDATES and "train.val_batch" not in setup.given_up:
         advice = _change("val_batch", 2 * setup.val_batch, setup)
-        return (
-            f"Validation took {_percent(figures.val_share)} of the time and the GPU had memory left ({free}): {advice}"
-        )
+        took = _percent(figures.val_share)
+        return f"Validation took {took} of the time, and {free} of the GPU's memory stayed free: {advice}"
     return None
 
 
