@@ -112,7 +112,7 @@ def files(run: Path) -> set[str]:
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float | None]]]:
-    """Return step and value of every curve but those of times and of the machine, and the steps of every picture and text.
+    """Return step and value of all curves but those of times and of the machine, and the steps of pictures and texts.
 
     A picture of the final evaluation may be there twice, from a process that was killed after it and from the next.
     """
