@@ -164,7 +164,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
     reader = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     reader.Reload()
-    tags = [tag for tag in reader.Tags()["scalars"] if not tag.startswith("time/")]
+    tags = [tag for tag in reader.Tags()["scalars"] if not tag.startswith(("time/", "system/"))]
     return {tag: [(point.step, point.value) for point in reader.Scalars(tag)] for tag in sorted(tags)}
 
 

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import csv
 import logging
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from hsr_train.config import saved
 from hsr_train.engines.base import Plan, Result
 from hsr_train.errors import HsrTrainError, RunError, Terminated
+from hsr_train.hardware import choose_workers, detect
+from hsr_train.hardware.gpus import GIB
+from hsr_train.recovery import Recovery
 from hsr_train.run.atomic import write_json, write_text
 from hsr_train.run.data_files import write_data_files
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.manifest import read_manifest
 from hsr_train.run.record import RunRecord, write_summary, write_training_result
+from hsr_train.run.results import ResultsTable
 from hsr_train.run.status import read_status
+from hsr_train.run.throughput import NEWER_COLUMNS, TIMING_COLUMNS, Setup, bottleneck, summarise
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +60,47 @@ def earlier_seconds(run: RunDirectory) -> float:
         return 0.0
     with run.timings_csv.open(newline="", encoding="utf-8") as file:
         return sum(float(row.get("epoch_s") or 0) for row in csv.DictReader(file))
+
+
+def throughput(plan: Plan, run: RunDirectory, recovery: Recovery, before: int) -> dict[str, Any] | None:
+    """Return how fast the training was and what held it up, and log it; None if no epoch was recorded.
+
+    Args:
+        plan: The run's.
+        run: Its directory.
+        recovery: What was given up on the way.
+        before: Epochs that an earlier process recorded.
+    """
+    if not run.timings_csv.is_file():
+        return None
+    try:
+        rows = ResultsTable(run.timings_csv, TIMING_COLUMNS, NEWER_COLUMNS).rows()
+    except HsrTrainError as error:  # what ended the run matters more
+        log.debug("%s", error)
+        return None
+    figures = summarise(rows, max(before, 0, *(change.epoch - 1 for change in recovery.changes)))
+    if figures is None:
+        return None
+    train, machine = cast(Any, plan.experiment).train, detect()
+    batch_bytes = 3 * int(train.val_batch) * int(train.imgsz) ** 2
+    lowest = min((row["host_available_gib"] for row in rows if row["host_available_gib"] is not None), default=0)
+    setup = Setup(
+        device=plan.device,
+        cores=machine.cores,
+        workers=train.workers,
+        most_workers=int(choose_workers(machine.cores, machine, batch_bytes=batch_bytes).value),
+        cache=str(train.cache),
+        fitting_cache=plan.fitting_cache(replace(machine, ram_available_bytes=int(lowest * GIB))),
+        batch=train.batch,
+        val_batch=train.val_batch,
+        imgsz=train.imgsz,
+        given_up=frozenset(change.key for change in recovery.rungs),
+    )
+    advice = bottleneck(figures, setup)
+    log.info("Throughput: %s", figures.describe())
+    if advice is not None:
+        log.info("Bottleneck: %s", advice)
+    return {"images_per_s": figures.images_per_s, "wait_share": figures.wait_share, "bottleneck": advice}
 
 
 def so_far(run: RunDirectory) -> Result:

@@ -23,6 +23,7 @@ from hsr_train.bookkeeping import (
     earlier_seconds,
     make_record,
     so_far,
+    throughput,
     write_down,
     write_end,
     write_inputs,
@@ -34,6 +35,7 @@ from hsr_train.engines.base import Engine, Plan, Result, RunContext, SharedEngin
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
 from hsr_train.hardware import detect
+from hsr_train.hardware.usage import UsageSampler
 from hsr_train.pace import Pace, deadline_of
 from hsr_train.recovery import Recovery
 from hsr_train.run.atomic import DISK_ERRORS, describe_disk_error, free_space, write_text
@@ -42,6 +44,7 @@ from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter, has_tag
 from hsr_train.run.log import TrainLogHandler, attach_file, detach_file, duration, success
 from hsr_train.run.manifest import build_manifest
+from hsr_train.run.results import last_epoch
 from hsr_train.run.status import StatusWriter
 from hsr_train.run.tensorboard import TensorboardServer, serve_forever
 from hsr_train.supervised_child import announce
@@ -155,7 +158,8 @@ def _run(
     url = _serve(experiment, run, stack)
     events = _events(experiment, run, resuming, stack)
     recovery = _recovery(experiment, run, events)
-    context = RunContext(run, status, events, recovery, resuming, handler, _pace(experiment, run))
+    before = last_epoch(run.timings_csv) or 0
+    context = RunContext(run, status, events, recovery, resuming, handler, _pace(experiment, run), _usage(plan, stack))
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
@@ -174,6 +178,7 @@ def _run(
             training_time_s = earlier_s + time.monotonic() - since
             record = make_record(plan, result, manifest["machine"], outcome, error, training_time_s, url, run)
             record.recovery = [change.record() for change in recovery.rungs]
+            record.throughput = throughput(plan, run, recovery, before)
             write_end(run, record)
     if reproduction is not None:
         reproduction.finish(engine, run, recovery)
@@ -253,6 +258,15 @@ def _pace(experiment: Experiment, run: RunDirectory) -> Pace:
         ends = datetime.fromtimestamp(deadline).astimezone()
         log.info("To be done by %s, in %s", f"{ends:%A %H:%M:%S}", duration(deadline - time.time()))
     return Pace(deadline, started)
+
+
+def _usage(plan: Plan, stack: ExitStack) -> UsageSampler | None:
+    """Watch the machine until the run ends."""
+    if plan.experiment.mode != "train":
+        return None
+    machine = detect()
+    uuid = next((gpu.uuid for gpu in machine.gpus if f"cuda:{gpu.index}" == plan.device), None)
+    return stack.enter_context(UsageSampler(uuid, machine.cores))
 
 
 def _recovery(experiment: Experiment, run: RunDirectory, events: EventWriter | None) -> Recovery:

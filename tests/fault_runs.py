@@ -112,7 +112,7 @@ def files(run: Path) -> set[str]:
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float | None]]]:
-    """Return step and value of every curve but those of times, and the steps of every picture and text.
+    """Return step and value of all curves but those of times and of the machine, and the steps of pictures and texts.
 
     A picture of the final evaluation may be there twice, from a process that was killed after it and from the next.
     """
@@ -123,7 +123,9 @@ def events(folder: Path) -> dict[str, list[tuple[int, float | None]]]:
     tags = accumulator.Tags()
     return {
         **{
-            t: [(p.step, p.value) for p in accumulator.Scalars(t)] for t in tags["scalars"] if not t.startswith("time/")
+            t: [(p.step, p.value) for p in accumulator.Scalars(t)]
+            for t in tags["scalars"]
+            if not t.startswith(("time/", "system/"))
         },
         **{t: sorted({(p.step, None) for p in accumulator.Images(t)}) for t in tags["images"]},
         **{t: [(p.step, None) for p in accumulator.Tensors(t)] for t in tags["tensors"]},
@@ -143,7 +145,8 @@ def _table(file: Path) -> list[dict[str, str]]:
 
 def _comparable(result: dict[str, Any]) -> dict[str, Any]:
     """Return a training_result without times and without where the run lies."""
-    kept = {key: value for key, value in result.items() if key not in ("training_time_minutes", "speed_ms")}
+    measured = ("training_time_minutes", "speed_ms", "throughput")
+    kept = {key: value for key, value in result.items() if key not in measured}
     return kept | {"config": {**result["config"], "output_dir": None}}
 
 

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     },
     "supervisor": {"supervised_child", "config.schema", "hardware", "recovery", "run", *COMMON},
     "supervised_child": COMMON,
-    "bookkeeping": {"config", "run", "engines.base", *COMMON},
+    "bookkeeping": {"config", "hardware", "recovery", "run", "engines.base", *COMMON},
     "execution": {
         "bookkeeping",
         "config",

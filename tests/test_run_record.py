@@ -76,7 +76,7 @@ def test_training_result_has_the_promised_keys_in_order_then_additions(tmp_path:
     result = json.loads(run.training_result.read_text())
     assert list(result) == [
         *("best_model_path", "last_model_path", "metrics", "training_time_minutes", "epochs_completed"),
-        *("tensorboard_url", "config", "status", "recovery", "exports", "best_epoch", "classes"),
+        *("tensorboard_url", "config", "status", "recovery", "exports", "best_epoch", "throughput", "classes"),
     ]
     assert result["best_epoch"] == 25
     assert result["best_model_path"] == "weights/best.pt" and result["tensorboard_url"] is None

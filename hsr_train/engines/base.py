@@ -11,6 +11,7 @@ from hsr_train.config.schema import AnyExperiment
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, RunError
 from hsr_train.hardware import Machine
+from hsr_train.hardware.usage import UsageSampler
 from hsr_train.pace import Pace
 from hsr_train.recovery import Recovery
 from hsr_train.run.data_files import DataFile
@@ -33,6 +34,8 @@ class Plan:
         inputs: The engine's own prepared input (datasets, resolved weights); opaque to everybody else.
         data_files: Yields every file of the data with its hashes, for the run's data_files.csv.
         run_name: Of the run's directory; None: the preset (or the mode) with the time of the start.
+        device: Where this process trains, such as cpu or cuda:0.
+        fitting_cache: Says where decoded images would fit on a machine: ram, disk or none.
     """
 
     experiment: AnyExperiment
@@ -43,6 +46,8 @@ class Plan:
     inputs: Any
     data_files: Callable[[], Iterable[DataFile]] = tuple
     run_name: str | None = None
+    device: str = "cpu"
+    fitting_cache: Callable[[Machine], str] = lambda machine: "none"
 
 
 @dataclass
@@ -57,6 +62,7 @@ class RunContext:
         resuming: The run goes on from its saved state.
         log: What writes train.log.
         pace: How much time there is.
+        usage: Measures what the machine does; None leaves those columns of timings.csv empty.
     """
 
     run: RunDirectory
@@ -66,6 +72,7 @@ class RunContext:
     resuming: bool = False
     log: TrainLogHandler | None = None
     pace: Pace = field(default_factory=Pace)
+    usage: UsageSampler | None = None
 
     def require_directory(self) -> None:
         """Check that the run's directory is there.

@@ -37,6 +37,15 @@ _HOST = re.compile(
 )
 
 
+def peak_gpu_gib(device: torch.device) -> float | None:
+    """Return the most memory that torch has held on a GPU since the last call; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_reserved(device) / 2**30
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
 def cause_of(error: BaseException) -> str | None:
     """Return which memory an error says is exhausted, or that numbers went wrong; None for any other error."""
     if isinstance(error, DivergedError):

@@ -36,6 +36,7 @@ class RunRecord:
         best_epoch: The epoch of best.pt.
         ended: End of the run, or None while it goes on.
         error: The message of a run that did not complete.
+        throughput: Images per second, share of waiting for data, and what held training up; None without an epoch.
         extra: An engine's additions to training_result.json.
     """
 
@@ -55,6 +56,7 @@ class RunRecord:
     best_epoch: int | None = None
     ended: datetime | None = None
     error: str | None = None
+    throughput: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,6 +78,7 @@ def training_result(record: RunRecord) -> dict[str, Any]:
         "recovery": [dict(rung) for rung in record.recovery],
         "exports": [dict(export) for export in record.exports],
         "best_epoch": record.best_epoch,
+        "throughput": dict(record.throughput) if record.throughput is not None else None,
     }
     taken = promised.keys() & record.extra.keys()
     if taken:
@@ -97,6 +100,10 @@ def summary_text(record: RunRecord) -> str:
     timing["Training time"] = _duration(record.training_time_s)
     if record.epochs_completed:
         timing["Per epoch"] = _duration(record.training_time_s / record.epochs_completed)
+    if record.throughput is not None:
+        speed, waiting = record.throughput["images_per_s"], record.throughput["wait_share"]
+        timing["Throughput"] = f"{speed:.1f} images/s, waiting for data {100 * waiting:.0f} % of training"
+        timing["Bottleneck"] = record.throughput["bottleneck"] or "none found"
     progress: dict[str, Any] = {"Epochs": epochs}
     if record.best_epoch is not None:
         progress["Best epoch"] = record.best_epoch

@@ -12,7 +12,7 @@ import io
 import logging
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hsr_train.errors import InputError, Problem, RunError
@@ -33,15 +33,17 @@ class ResultsTable:
     Args:
         path: The file; one that exists is continued, without its last line if that is torn.
         columns: The header; the first column is `epoch`.
+        newer: Those of them that a file from an earlier version may lack; they become empty cells in its rows.
 
     Raises:
         InputError: An existing file has another header or holds something else than numbers.
         RunError: The file cannot be read or written.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], newer: Collection[str] = ()) -> None:
         self.path = Path(path)
         self.columns = tuple(columns)
+        self._newer = frozenset(newer)
         if not self.columns or self.columns[0] != "epoch" or len(set(self.columns)) != len(self.columns):
             raise ValueError(f"columns must be distinct and begin with epoch: {self.columns}")
         self._lines: list[str] = []
@@ -117,6 +119,10 @@ class ResultsTable:
         if not lines and expected.startswith(torn):
             lines = [expected.rstrip()]  # torn within the header: nothing was recorded yet
         header, *lines = [f"{line}\n" for line in lines] or [torn]
+        had = tuple(_cells(header))
+        is_older = had != self.columns and self._is_older(had)
+        if is_older:
+            lines, header = [_widened(line, had, self.columns) for line in lines], expected
         if header != expected:
             raise self._damaged(f"its header is {header.strip()!r}, this version writes {expected.strip()!r}")
         for number, line in enumerate(lines, start=2):
@@ -130,8 +136,13 @@ class ResultsTable:
         self._lines = lines
         if torn:
             log.warning("%s: dropped the torn last line %r", self.path.name, torn)
-        if torn or text == "":
+        if torn or text == "" or is_older:
             self._write()
+
+    def _is_older(self, columns: tuple[str, ...]) -> bool:
+        """Whether a header is ours but for columns that came later."""
+        kept = tuple(name for name in self.columns if name in columns)
+        return columns == kept and self._newer >= set(self.columns) - set(kept)
 
     def _damaged(self, what: str) -> InputError:
         remedy = "restore the file from a copy, or move it away (its rows are then missing)"
@@ -158,6 +169,15 @@ def _line(cells: Sequence[str]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()
+
+
+def _widened(line: str, had: Sequence[str], columns: Sequence[str]) -> str:
+    """Return a line with an empty cell for each column that its table lacked; a line of another length as it is."""
+    cells = _cells(line)
+    if len(cells) != len(had):
+        return line
+    known = dict(zip(had, cells, strict=True))
+    return _line([known.get(name, "") for name in columns])
 
 
 def _cells(line: str) -> list[str]:

@@ -94,6 +94,7 @@ class Attempts:
                     epochs=experiment.train.epochs,
                     epochs_done=done,
                     purge=self._purge,
+                    device=self.inputs.device,
                     delta=trainer.target_delta if trainer.name == "dp" else None,
                 )
                 if self._purge:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from hsr_train.engines.classification.models import (
 from hsr_train.engines.classification.policy import load_accelerate, mixed_dtype
 from hsr_train.engines.classification.predict import find_images
 from hsr_train.engines.classification.reports import load_metrics
+from hsr_train.engines.classification.samples import cached_bytes
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
-from hsr_train.hardware import Machine, choose_workers, parse_device, pin_cuda_order, resolve_device
+from hsr_train.hardware import Machine, choose_cache, choose_workers, parse_device, pin_cuda_order, resolve_device
 from hsr_train.processes import local_rank, num_processes
 from hsr_train.run.directory import RunDirectory
 
@@ -99,6 +101,8 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
         inputs=ClassifyInputs(dataset, start, classes, device, mean, std, cache_dir, sources, left_out),
         data_files=dataset.files if dataset is not None else tuple,
         run_name=run_name(asked, dataset) if experiment.mode == "train" and dataset is not None else None,
+        device=device,
+        fitting_cache=partial(_fitting_cache, experiment, dataset, cache_dir),
     )
 
 
@@ -233,6 +237,18 @@ def _decide_loading(experiment: ClassifyExperiment, machine: Machine, decisions:
     train.val_batch = train.val_batch or 2 * train.batch
     workers = choose_workers(train.workers, machine, batch_bytes=3 * train.val_batch * train.imgsz**2)
     _take(train, "workers", workers, decisions)
+
+
+def _fitting_cache(
+    experiment: ClassifyExperiment, dataset: ClassificationSet | None, cache_dir: Path, machine: Machine
+) -> str:
+    """Return whether the decoded images would fit into a machine's memory: ram or none."""
+    if dataset is None:
+        return "none"
+    imgsz, augmentation = experiment.train.imgsz, experiment.augmentation
+    needed = sum(cached_bytes(split.images, split.shapes, imgsz, augmentation) for split in dataset.splits.values())
+    decision = choose_cache("auto", ram_bytes=needed, disk_bytes=0, machine=machine, cache_dir=cache_dir)
+    return "ram" if decision.value == "ram" else "none"
 
 
 def _take(section: Any, field: str, decision: Decision, decisions: Decisions) -> None:

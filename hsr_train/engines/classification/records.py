@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 
+import torch
+
 from hsr_train.engines.base import RunContext
+from hsr_train.engines.memory import peak_gpu_gib
 from hsr_train.run.log import duration, success
 from hsr_train.run.results import ResultsTable
+from hsr_train.run.throughput import Timings
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "val_macro_f1", "lr")
-TIMING_COLUMNS = ("epoch", "epoch_s", "train_s", "wait_s", "val_s", "save_s", "images_per_s", "wait_share")
 CURVES = {
     "train_loss": "Loss/train",
     "val_loss": "Loss/val",
@@ -56,17 +59,25 @@ class Records:
         epochs_done: Rows beyond this epoch are dropped: the run goes on from here.
         delta: Of the epsilon that a private training records; None for any other training.
         purge: Drop also what an earlier process has written to TensorBoard beyond it.
+        device: Where this process trains.
     """
 
     def __init__(
-        self, context: RunContext, *, epochs: int, epochs_done: int, purge: bool, delta: float | None = None
+        self,
+        context: RunContext,
+        *,
+        epochs: int,
+        epochs_done: int,
+        purge: bool,
+        device: str,
+        delta: float | None = None,
     ) -> None:
         self.status, self.writer, self.epochs, self.delta = context.status, context.events, epochs, delta
         columns = COLUMNS if delta is None else (*COLUMNS, "epsilon")
         self.results = ResultsTable(context.run.results_csv, columns)
-        self.timings = ResultsTable(context.run.timings_csv, TIMING_COLUMNS)
         removed = self.results.truncate_after(epochs_done)
-        self.timings.truncate_after(epochs_done)
+        self.timings = Timings(context.run, context.events, context.usage, epochs_done)
+        self.device = torch.device(device)
         if self.writer is not None and (purge or removed):
             self.writer.purge_after(epochs_done)
         self._seconds: list[float] = []
@@ -80,15 +91,8 @@ class Records:
         """Record one epoch (counted from 0)."""
         number, values = epoch + 1, asdict(figures)
         self.results.append({name: number if name == "epoch" else values[name] for name in self.results.columns})
-        seconds = asdict(times)
-        timing = {
-            "epoch": number,
-            "epoch_s": epoch_s,
-            "images_per_s": seconds.pop("images") / times.train_s,
-            **seconds,
-            "wait_share": times.wait_s / times.train_s,
-        }
-        self.timings.append(timing)
+        memory_gib = peak_gpu_gib(self.device)
+        self.timings.epoch(number, times, epoch_s, images=times.images, gpu_memory_gib=memory_gib)
         self.status.progress(epoch=number, epochs=self.epochs, val_acc=figures.val_acc)
         if self.writer is not None:
             for name, tag in CURVES.items():
@@ -96,9 +100,6 @@ class Records:
             if self.delta is not None and figures.epsilon is not None:
                 self.writer.scalar("Privacy/epsilon", figures.epsilon, number)
                 self.writer.scalar("Privacy/delta", self.delta, number)
-            for name, value in timing.items():
-                if name != "epoch":
-                    self.writer.scalar(f"time/{name}", float(value), number)
             self.writer.flush()
 
     def report(self, epoch: int, figures: Figures, epoch_s: float, *, improved: bool) -> None:

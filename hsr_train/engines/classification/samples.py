@@ -156,6 +156,26 @@ class ImageSamples(Dataset[tuple[Tensor, int, int]]):
         return read_picture(self.images[index], self._view.least_side)
 
 
+def cached_bytes(
+    images: Sequence[Path], shapes: np.ndarray, imgsz: int, augmentation: ClassifyAugmentationConfig
+) -> int:
+    """Return what `ImageSamples` with cache=ram keeps in memory for training.
+
+    Args:
+        images: Files.
+        shapes: (n, 2) height and width in pixels.
+        imgsz: Side of the square in pixels.
+        augmentation: Says how small an image may be decoded.
+    """
+    least = View(augmentation, imgsz, augment=True).least_side
+    total = 0
+    for image, (height, width) in zip(images, shapes.tolist(), strict=True):
+        is_jpeg = image.suffix.lower() in (".jpg", ".jpeg")
+        factor = _reduction(min(height, width), least) if is_jpeg and least is not None else 1
+        total += 3 * -(-height // factor) * -(-width // factor)
+    return total
+
+
 def mix(
     images: Tensor, targets: Tensor, *, num_classes: int, mixup: float, cutmix: float, seed: int, epoch: int, step: int
 ) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,7 @@ class Attempts:
                     epochs=experiment.train.epochs,
                     epochs_done=done,
                     purge=self._purge,
+                    usage=context.usage,
                 )
                 if self._purge:
                     recovery.announce_again(done)

@@ -8,21 +8,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from hsr_train.engines.detection.layer_rates import rates_by_kind, rates_by_module
+from hsr_train.engines.memory import peak_gpu_gib
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.log import duration
 from hsr_train.run.results import ResultsTable
 from hsr_train.run.status import StatusWriter
+from hsr_train.run.throughput import Timings, Usage
 
 log = logging.getLogger(__name__)
 
 METRIC_COLUMNS = ("mAP50", "mAP50-95", "precision", "recall")
-TIMING_COLUMNS = (
-    "epoch", "epoch_s", "train_s", "wait_s", "val_s", "save_s", "images_per_s", "wait_share", "gpu_memory_gib",
-)  # fmt: skip
 LOSS_COLUMNS = ("box_loss", "cls_loss", "dfl_loss")
 
 
@@ -38,6 +36,7 @@ class Monitor:
         epochs: Planned epochs.
         epochs_done: Rows beyond this epoch are dropped: the run goes on from here.
         purge: Drop also what an earlier process has written to TensorBoard beyond it.
+        usage: Measures what the machine does meanwhile.
     """
 
     def __init__(
@@ -51,15 +50,15 @@ class Monitor:
         epochs: int,
         epochs_done: int,
         purge: bool,
+        usage: Usage | None = None,
     ) -> None:
         self.status, self.writer, self.epochs = status, writer, epochs
         rates = [f"lr_{i}" for i in range(num_groups)]
         val = [f"val_{name}" for name in LOSS_COLUMNS]
         other = () if has_dfl else ("l1_loss", "val_l1_loss")
         self.results = ResultsTable(run.results_csv, ("epoch", *LOSS_COLUMNS, *METRIC_COLUMNS, *val, *other, *rates))
-        self.timings = ResultsTable(run.timings_csv, TIMING_COLUMNS)
         removed = self.results.truncate_after(epochs_done)
-        self.timings.truncate_after(epochs_done)
+        self.timings = Timings(run, writer, usage, epochs_done)
         if writer is not None and (purge or removed):
             writer.purge_after(epochs_done)
         self.best = max((float(row["mAP50"] or 0) for row in self.results.rows()), default=0.0)
@@ -81,18 +80,8 @@ class Monitor:
         rates = {f"lr_{i}": group["lr"] for i, group in groups.items()}
         row = {"epoch": number, **losses, **metrics, **val_losses, **rates}
         self.results.append(dict.fromkeys(self.results.columns) | row)
-        timing = {
-            "epoch": number,
-            "epoch_s": epoch_s,
-            "train_s": times.train_s,
-            "wait_s": times.wait_s,
-            "val_s": times.val_s,
-            "save_s": times.save_s,
-            "images_per_s": trainer.images_per_epoch / times.train_s,
-            "wait_share": times.wait_s / times.train_s,
-            "gpu_memory_gib": torch.cuda.max_memory_reserved() / 2**30 if trainer.device.type == "cuda" else None,
-        }
-        self.timings.append(timing)
+        memory_gib = peak_gpu_gib(trainer.device)
+        self.timings.epoch(number, times, epoch_s, images=trainer.images_per_epoch, gpu_memory_gib=memory_gib)
         self.status.progress(epoch=number, epochs=self.epochs, mAP50=metrics["mAP50"])
         if self.writer is None:
             return
@@ -103,7 +92,6 @@ class Monitor:
             **{f"metrics/{k}": v for k, v in metrics.items()},
             **{names[k]: v for k, v in rates.items()},
             **{f"lr_by_module/{k}": v for k, v in rates_by_module(trainer.optimizer).items()},
-            **{f"time/{k}": v for k, v in timing.items() if k != "epoch" and v is not None},
         }
         for tag, value in scalars.items():
             self.writer.scalar(tag, float(value), number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         inputs=inputs,
         data_files=dataset.files if dataset is not None else tuple,
         run_name=_run_name(asked, dataset),
+        device=device,
+        fitting_cache=partial(_fitting_cache, dataset, experiment.train.imgsz, cache_dir),
     )
 
 
@@ -263,13 +266,7 @@ def _decide_loading(
         train.amp = False
     if dataset is None:
         return
-    shapes = np.concatenate([split.shapes for split in dataset.splits.values()])
-    scale = train.imgsz / shapes.max(axis=1)
-    ram_bytes = int((np.ceil(shapes * scale[:, None]).prod(axis=1) * 3).sum())
-    stored = {path.stem for path in (cache_dir / "images").glob("*.npy")}
-    hashes = [h for split in dataset.splits.values() for h in split.hashes]
-    missing = np.array([h not in stored for h in hashes])
-    disk_bytes = int((shapes.prod(axis=1) * 3 * missing).sum())
+    ram_bytes, disk_bytes = _cache_bytes(dataset, train.imgsz, cache_dir)
     cache = choose_cache(
         str(train.cache), ram_bytes=ram_bytes, disk_bytes=disk_bytes, machine=machine, cache_dir=cache_dir
     )
@@ -281,6 +278,26 @@ def _decide_loading(
             reason = f"the multiple of train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
             decisions.record("effective batch", step, reason)
         log.info("Effective batch %d, learning rate %s", step, experiment.optimizer.lr0 or "by optimizer=auto")
+
+
+def _cache_bytes(dataset: DetectionSet, imgsz: int, cache_dir: Path) -> tuple[int, int]:
+    """Return what a cache of the decoded images takes in memory, and what is still to be written for one on disk."""
+    shapes = np.concatenate([split.shapes for split in dataset.splits.values()])
+    scale = imgsz / shapes.max(axis=1)
+    ram_bytes = int((np.ceil(shapes * scale[:, None]).prod(axis=1) * 3).sum())
+    stored = {path.stem for path in (cache_dir / "images").glob("*.npy")}
+    hashes = [h for split in dataset.splits.values() for h in split.hashes]
+    missing = np.array([h not in stored for h in hashes])
+    return ram_bytes, int((shapes.prod(axis=1) * 3 * missing).sum())
+
+
+def _fitting_cache(dataset: DetectionSet | None, imgsz: int, cache_dir: Path, machine: Machine) -> str:
+    """Return where `train.cache=auto` would keep the images on a machine."""
+    if dataset is None:
+        return "none"
+    ram_bytes, disk_bytes = _cache_bytes(dataset, imgsz, cache_dir)
+    decision = choose_cache("auto", ram_bytes=ram_bytes, disk_bytes=disk_bytes, machine=machine, cache_dir=cache_dir)
+    return str(decision.value)
 
 
 def _make_absolute(experiment: DetectExperiment) -> None:
