@@ -56,10 +56,15 @@ def write_inputs(plan: Plan, run: RunDirectory, manifest: dict[str, Any], resumi
 
 def earlier_seconds(run: RunDirectory) -> float:
     """Return how long the epochs took that a resumed run has behind it."""
+    return sum(row["epoch_s"] for row in timings_of(run))
+
+
+def timings_of(run: RunDirectory) -> list[dict[str, float]]:
+    """Return the seconds of a run's epochs, and those of their validations, from timings.csv."""
     if not run.timings_csv.is_file():
-        return 0.0
+        return []
     with run.timings_csv.open(newline="", encoding="utf-8") as file:
-        return sum(float(row.get("epoch_s") or 0) for row in csv.DictReader(file))
+        return [{name: float(row.get(name) or 0) for name in ("epoch_s", "val_s")} for row in csv.DictReader(file)]
 
 
 def throughput(plan: Plan, run: RunDirectory, recovery: Recovery, before: int) -> dict[str, Any] | None:

@@ -193,17 +193,16 @@ def _of_fold(experiment: Any, fold: int, run_dir: Path | None = None) -> Any:
 
 
 def _find_or_begin(experiment: Any, division: _Division) -> _Folds:
-    """Return the unfinished cross-validation of the same configuration, or a new one."""
+    """Return the cross-validation of the same configuration, or a new one."""
     name, numbers = f"{division.name}_folds", division.numbers
     parent = Path(experiment.output_dir).expanduser().absolute() / experiment.task
     config = json.loads(json.dumps(plain(experiment)))
     for record in sorted(parent.glob(f"{name}*/{RECORD}")):
         found = _read(record)
-        if found.config == config and not found.is_complete and list(found.runs) == numbers:
-            log.info("Going on with %s", record.parent)
+        if found.config == config and list(found.runs) == numbers:
+            how = "It was done before (to train it anew: output_dir=FOLDER)" if found.is_complete else "Going on with"
+            log.info("%s: %s", how, record.parent)
             return found
-        if found.config == config and found.is_complete:
-            log.warning("The same was done before: %s; all folds are trained anew", record.parent)
     home = RunDirectory.create(Path(experiment.output_dir), experiment.task, name).path
     suffix = home.name.removeprefix(name)
     begun = _Folds(home, config, {fold: parent / f"{division.name}_fold_{fold}{suffix}" for fold in numbers})
@@ -263,12 +262,17 @@ def _table(results: Mapping[int, Mapping[str, Metrics]], together: Metrics) -> l
     for fold, splits in results.items():
         lines.append(f"{fold:<10}" + "  ".join(f"{splits[s][n]:15.4f}" for s, n in columns))
     values = [[splits[s][n] for splits in results.values()] for s, n in columns]
-    spread = [f"{fmean(v):.4f} ± {stdev(v) if len(v) > 1 else 0:.4f}" for v in values]
+    spread = [f"{fmean(v):.4f} ± {_spread(v):.4f}" for v in values]
     lines.append("mean ± sd " + "  ".join(f"{text:>15}" for text in spread))
     if together:
         cells = [f"{together[n]:15.4f}" if s == "test" and n in together else " " * 15 for s, n in columns]
         lines.append("ensemble  " + "  ".join(cells))
     return [line.rstrip() for line in lines]
+
+
+def _spread(values: list[float]) -> float:
+    """Return the standard deviation of the sample."""
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _csv(results: Mapping[int, Mapping[str, Metrics]], together: Metrics) -> str:
@@ -278,6 +282,12 @@ def _csv(results: Mapping[int, Mapping[str, Metrics]], together: Metrics) -> str
     for fold, splits in results.items():
         writer.writerows(
             [fold, split, name, value] for split, metrics in splits.items() for name, value in metrics.items()
+        )
+    for name, function in (("mean", fmean), ("sd", _spread)):
+        writer.writerows(
+            [name, split, metric, function([splits[split][metric] for splits in results.values()])]
+            for split, metrics in next(iter(results.values())).items()
+            for metric in metrics
         )
     writer.writerows(["ensemble", "test", name, value] for name, value in together.items())
     return text.getvalue()

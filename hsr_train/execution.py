@@ -24,6 +24,7 @@ from hsr_train.bookkeeping import (
     make_record,
     so_far,
     throughput,
+    timings_of,
     write_down,
     write_end,
     write_inputs,
@@ -53,6 +54,8 @@ from hsr_train.verification import Reproduction, check_fingerprints, comparison,
 log = logging.getLogger(__name__)
 
 LEAST_FREE_BYTES = 16 * 2**20
+LEAST_TIME_S = 10.0
+"""Of a time budget, after the start: less cannot hold an epoch and what comes after it."""
 
 
 def execute(experiment: Experiment) -> Result:
@@ -103,6 +106,7 @@ def execute(experiment: Experiment) -> Result:
             print("\n".join(plan.summary))
             return Result(run_dir=None, status="checked")
         resumed = experiment.origin.resume_from
+        pace = _pace(plan.experiment, RunDirectory.open(Path(resumed)) if resumed is not None else None)
         if resumed is not None:
             run = RunDirectory.open(Path(resumed))
         else:
@@ -118,7 +122,7 @@ def execute(experiment: Experiment) -> Result:
             remembered.flush()
             stack.callback(remembered.setTarget, None)
             try:
-                return _run(engine, plan, run, manifest, reproduction, stack, handler)
+                return _run(engine, plan, run, manifest, reproduction, stack, handler, pace)
             except BaseException as error:
                 write_down(error, handler)
                 raise
@@ -142,6 +146,7 @@ def _run(
     reproduction: Reproduction | None,
     stack: ExitStack,
     handler: TrainLogHandler,
+    pace: Pace,
 ) -> Result:
     experiment, since = plan.experiment, time.monotonic()
     resuming = experiment.origin.resume_from is not None
@@ -159,7 +164,7 @@ def _run(
     events = _events(experiment, run, resuming, stack)
     recovery = _recovery(experiment, run, events)
     before = last_epoch(run.timings_csv) or 0
-    context = RunContext(run, status, events, recovery, resuming, handler, _pace(experiment, run), _usage(plan, stack))
+    context = RunContext(run, status, events, recovery, resuming, handler, pace, _usage(plan, stack))
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
@@ -184,6 +189,8 @@ def _run(
         reproduction.finish(engine, run, recovery)
     if result.failure is not None:
         raise result.failure
+    if pace.late_s():
+        log.warning("Late by %s: the machine was slower at the end than before", duration(pace.late_s()))
     success(log, "Done: %s", run.path)
     if reproduction is not None:
         reproduction.conclude()
@@ -247,17 +254,23 @@ def _events(experiment: Experiment, run: RunDirectory, resuming: bool, stack: Ex
     return writer
 
 
-def _pace(experiment: Experiment, run: RunDirectory) -> Pace:
+def _pace(experiment: Experiment, run: RunDirectory | None) -> Pace:
     """Return the time of a training; a run that goes on has the rest of its budget, unless a new one is typed."""
     if experiment.mode != "train":
         return Pace()
     origin, started = experiment.origin, experiment.origin.started or time.time()
-    goes_on = origin.resume_from is not None and not origin.killed and "train.time_budget" not in origin.typed
-    deadline = deadline_of(experiment.train, started, earlier_seconds(run) if goes_on else 0.0)  # type: ignore[attr-defined]
-    if deadline is not None:
-        ends = datetime.fromtimestamp(deadline).astimezone()
-        log.info("To be done by %s, in %s", f"{ends:%A %H:%M:%S}", duration(deadline - time.time()))
-    return Pace(deadline, started)
+    goes_on = run is not None and not origin.killed and "train.time_budget" not in origin.typed
+    used_s = earlier_seconds(run) if goes_on and run is not None else 0.0
+    pace = Pace(deadline_of(experiment.train, started, used_s), started)  # type: ignore[attr-defined]
+    if pace.deadline is not None:
+        ends = datetime.fromtimestamp(pace.deadline).astimezone()
+        used = f"; earlier epochs took {duration(used_s)}" if used_s else ""
+        log.info("To be done by %s, in %s%s", f"{ends:%A %H:%M:%S}", duration(max(pace.left_s, 0)), used)
+        pace.require(LEAST_TIME_S)
+        if run is not None:
+            rows = timings_of(run)
+            pace.recall([row["epoch_s"] for row in rows], [row["val_s"] for row in rows])
+    return pace
 
 
 def _usage(plan: Plan, stack: ExitStack) -> UsageSampler | None:

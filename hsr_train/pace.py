@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
-from hsr_train.errors import Problem, RunError
+from hsr_train.errors import InputError, Problem
 
 _UNITS_S = {"s": 1, "min": 60, "h": 3600}
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s)?")
@@ -52,7 +52,7 @@ def time_problems(train: Any, typed: set[str]) -> list[Problem]:
     problems = []
     budget, finish_by = train.time_budget, train.finish_by
     if budget is not None and not parse_duration(budget):
-        remedy = f"train.time_budget={budget}min" if budget.isdigit() else "train.time_budget=45min"
+        remedy = f"train.time_budget={budget if budget.isdigit() and int(budget) else 45}min"
         problems.append(Problem("train.time_budget", budget, f"must be {DURATION_FORMS}", remedy))
     if finish_by is not None and next_time(finish_by, datetime.now()) is None:
         allowed, form = "must be a time of day", "14:30"
@@ -122,7 +122,7 @@ class Pace:
     _epochs_s: list[float] = field(default_factory=list)
     _vals_s: list[float] = field(default_factory=list)
     _rehearsed_s: float | None = None
-    _epoch_began: float = 0.0
+    _first_step: tuple[float, float] | None = None
 
     @property
     def is_limited(self) -> bool:
@@ -134,22 +134,40 @@ class Pace:
         """Seconds until the deadline."""
         return math.inf if self.deadline is None else self.deadline - self.clock()
 
+    def recall(self, epochs_s: list[float], vals_s: list[float]) -> None:
+        """Take over what earlier epochs of a run took, and their validations."""
+        self._epochs_s, self._vals_s = list(epochs_s), list(vals_s)
+
     def expect(self, ending: Ending) -> None:
         """Say what comes after the last epoch.
 
         Raises:
-            RunError: There is no time left to train.
+            InputError: There is no time left to train.
         """
         self.ending = ending
-        if self.deadline is not None and self.left_s <= self._ending_s(0.0):
-            raise RunError(
-                f"No time is left to train: starting took {self.clock() - self.started:.0f} s, what comes after "
-                f"training takes about {self._ending_s(0.0):.0f} s. Type a larger train.time_budget (train.finish_by)"
+        self.require(self._ending_s(self._val_s) if self.is_limited else 0.0)
+
+    def require(self, seconds: float) -> None:
+        """Refuse to begin with less time than this.
+
+        Raises:
+            InputError: There is less.
+        """
+        if self.left_s <= seconds:
+            allowed = (
+                f"leaves no time to train: starting took {self.clock() - self.started:.0f} s, and what comes after "
+                f"training takes about {max(seconds, MARGIN_S):.0f} s"
             )
+            told = self.deadline - self.started if self.deadline is not None else 0.0
+            raise InputError(Problem("train.time_budget", f"{told:.0f}s", allowed, "train.time_budget=10min"))
+
+    def late_s(self) -> float:
+        """Return by how many seconds the deadline has been missed so far; 0 if it has not."""
+        return max(-self.left_s, 0.0) if self.is_limited else 0.0
 
     def begin(self) -> None:
         """Note that an epoch begins."""
-        self._epoch_began = self.clock()
+        self._first_step = None
 
     def must_end(self, share_done: float, val_share: float) -> bool:
         """Whether training must stop in mid-epoch for the rest to be done in time.
@@ -160,7 +178,12 @@ class Pace:
         """
         if self.deadline is None:
             return False
-        val_s = self._val_s or (self.clock() - self._epoch_began) / share_done * val_share
+        val_s, now = self._val_s, self.clock()
+        if not val_s and self._first_step is None:
+            self._first_step = now, share_done  # what is only done once, it did
+        elif not val_s and self._first_step is not None:
+            began, share = self._first_step
+            val_s = (now - began) / (share_done - share) * val_share
         return self.left_s <= 1.2 * val_s + self._ending_s(val_s)
 
     def plan(self, done: int, epochs: int, epoch_s: float, val_s: float) -> int:
@@ -203,7 +226,7 @@ class Pace:
     def _ending_s(self, val_s: float) -> float:
         """Return the seconds to keep for what comes after the last epoch."""
         assert self.deadline is not None
-        margin_s = MARGIN_S + MARGIN_SHARE * (self.deadline - self.started)
+        margin_s = MARGIN_S * self._slowness + MARGIN_SHARE * (self.deadline - self.started)
         rest_s = self.ending.rest_s if self._rehearsed_s is None else 1.2 * self._rehearsed_s
         return 1.2 * val_s * self.ending.evaluated + self.ending.fixed_s * self._slowness + rest_s + margin_s
 

@@ -118,7 +118,7 @@ def images_per_step() -> Iterator[list[int]]:
     """Yield the images that each optimizer step was made of; those of an attempt that failed do not count."""
     found: list[int] = []
     pending = [0]
-    epoch, backward, step = Loop._train_epoch, Loop._backward, RunTrainer.optimizer_step
+    epoch, backward, step = Loop._train_epoch, Loop.backward, RunTrainer.optimizer_step
 
     def begin(self: Loop, *args: Any) -> Any:
         pending[0] = 0
@@ -135,7 +135,7 @@ def images_per_step() -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "_train_epoch", begin)
-        patch.setattr(Loop, "_backward", count)
+        patch.setattr(Loop, "backward", count)
         patch.setattr(RunTrainer, "optimizer_step", note)
         yield found
 
@@ -223,7 +223,7 @@ def test_run_stopped_on_a_gpu_continues_to_the_same_end(
     options = {"train__device": 0, "train__deterministic": "true", "train__amp": amp, "train__imgsz": 160}
     with quick_pictures():
         whole = train(data, tmp_path / "whole", shared_cache, **options).run_dir
-        original, calls = Loop._backward, [0]
+        original, calls = Loop.backward, [0]
 
         def stop_in_the_second_epoch(self: Loop, batch: dict[str, Any]) -> Any:
             calls[0] += 1
@@ -232,7 +232,7 @@ def test_run_stopped_on_a_gpu_continues_to_the_same_end(
             return original(self, batch)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Loop, "_backward", stop_in_the_second_epoch)
+            patch.setattr(Loop, "backward", stop_in_the_second_epoch)
             train(data, tmp_path / "stopped", shared_cache, **options)
         (run,) = (tmp_path / "stopped" / "detect").iterdir()
         assert len(rows(run)) == 1

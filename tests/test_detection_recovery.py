@@ -106,7 +106,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Images that each optimizer step was made of, over all attempts."""
     found: list[int] = []
     pending = [0]
-    backward, step = Loop._backward, RunTrainer.optimizer_step
+    backward, step = Loop.backward, RunTrainer.optimizer_step
 
     def counting(self: Loop, batch: dict[str, Any]) -> Any:
         pending[0] += len(batch["img"])
@@ -123,7 +123,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         pending[0] = 0
         return begin(self)
 
-    monkeypatch.setattr(Loop, "_backward", counting)
+    monkeypatch.setattr(Loop, "backward", counting)
     monkeypatch.setattr(RunTrainer, "optimizer_step", noting)
     monkeypatch.setattr(attempts.Attempts, "next", anew)
     return found
@@ -282,7 +282,7 @@ HOST_ERRORS = {
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "numpy" else pytest.mark.slow) for k in HOST_ERRORS])
 def test_main_memory_ladder_gives_up_cache_workers_and_batch_in_this_order(quick: Train, fail: Fail, kind: str) -> None:
-    fail(Loop, "_backward", *range(1, 5), epoch=2, error=HOST_ERRORS[kind])
+    fail(Loop, "backward", *range(1, 5), epoch=2, error=HOST_ERRORS[kind])
     run = folder_of(quick(train__cache="ram", train__workers=2))
     assert [rung[2:] for rung in recorded(run)] == [
         ("train.cache", "ram", "none"),
@@ -296,7 +296,7 @@ def test_main_memory_ladder_gives_up_cache_workers_and_batch_in_this_order(quick
 @pytest.mark.slow
 def test_killed_loader_worker_is_a_shortage_of_main_memory(quick: Train, epoch_now: list[int]) -> None:
     """A real SIGKILL, as the kernel sends it."""
-    original = Loop._backward
+    original = Loop.backward
     killed: list[int] = []
 
     def kill_once(self: Loop, batch: dict[str, Any]) -> Any:
@@ -306,7 +306,7 @@ def test_killed_loader_worker_is_a_shortage_of_main_memory(quick: Train, epoch_n
         return original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "_backward", kill_once)
+        patch.setattr(Loop, "backward", kill_once)
         run = folder_of(quick(train__workers=2))
     assert killed and [rung[2:] for rung in recorded(run)] == [("train.workers", 2, 1)]
     assert len(rows(run)) == 3
@@ -407,7 +407,7 @@ def test_rung_is_shown_in_tensorboard_log_and_summary(quick: Train, fail: Fail) 
 
 def spoiling(batches: range, epoch_now: list[int], epoch: int) -> Any:
     """Return a backward step whose batch is no numbers, at some calls in an epoch."""
-    original, count = Loop._backward, [0]
+    original, count = Loop.backward, [0]
 
     def spoil(self: Loop, batch: dict[str, Any]) -> Any:
         if epoch_now[0] == epoch:
@@ -431,7 +431,7 @@ def spoiling(batches: range, epoch_now: list[int], epoch: int) -> Any:
 def test_batch_without_numbers_goes_back_and_lowers_the_rate(
     quick: Train, epoch_now: list[int], monkeypatch: pytest.MonkeyPatch, whole_run: Path
 ) -> None:
-    monkeypatch.setattr(Loop, "_backward", spoiling(range(2, 3), epoch_now, 2))
+    monkeypatch.setattr(Loop, "backward", spoiling(range(2, 3), epoch_now, 2))
     run = folder_of(quick())
     assert recorded(run) == [(2, "training step", "optimizer.lr0", 0.001, 0.0005)]
     assert read_json(run / "training_result.json")["recovery"][0]["cause"] == "numbers gone wrong"
@@ -445,7 +445,7 @@ def test_batch_without_numbers_goes_back_and_lowers_the_rate(
 def test_data_without_numbers_end_the_run_after_the_retries(
     quick: Train, epoch_now: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Loop, "_backward", spoiling(range(1, 999), epoch_now, 2))
+    monkeypatch.setattr(Loop, "backward", spoiling(range(1, 999), epoch_now, 2))
     with pytest.raises(RunError, match=r"diverged in epoch 2.*after 2 retries.*optimizer.lr0=0.00025"):
         quick()
     (run,) = (tmp_path / "out" / "detect").iterdir()

@@ -341,7 +341,7 @@ def test_optimizer_steps_where_the_schedule_says(quick: Train, monkeypatch: pyte
     """Nine images in batches of 4, 4 and 1, stepping after 8 and at the end once the first epoch's warm-up is over."""
     steps: list[tuple[int, int]] = []
     seen = {"images": 0}
-    backward, step = Loop._backward, RunTrainer.optimizer_step
+    backward, step = Loop.backward, RunTrainer.optimizer_step
 
     def counting(self: Loop, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         seen["images"] += int(batch["img"].shape[0])
@@ -351,7 +351,7 @@ def test_optimizer_steps_where_the_schedule_says(quick: Train, monkeypatch: pyte
         steps.append((trainer.epoch, seen["images"] - 9 * trainer.epoch))
         step(trainer)
 
-    monkeypatch.setattr(Loop, "_backward", counting)
+    monkeypatch.setattr(Loop, "backward", counting)
     monkeypatch.setattr(RunTrainer, "optimizer_step", noting)
     quick(train__epochs=2, train__close_mosaic=0)
     assert steps == [(0, 4), (0, 8), (0, 9), (1, 8), (1, 9)]
@@ -512,13 +512,13 @@ def only_run(output: Path) -> Path:
 def test_loss_that_is_no_number_ends_the_run_with_advice(
     quick: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Loop._backward
+    original = Loop.backward
 
     def poisoned(self: Loop, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         items = original(self, batch)
         return {k: v * float("nan") for k, v in items.items()} if self.trainer.epoch == 1 else items
 
-    monkeypatch.setattr(Loop, "_backward", poisoned)
+    monkeypatch.setattr(Loop, "backward", poisoned)
     with pytest.raises(RunError, match=r"epoch 2.*optimizer\.lr0"):
         quick()
     run = only_run(tmp_path)

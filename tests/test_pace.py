@@ -13,7 +13,7 @@ from detection_runs import differences, read_json, rows
 
 import hsr_train
 from hsr_train.config.schema import ClassifyExperiment
-from hsr_train.errors import InputError, RunError
+from hsr_train.errors import InputError
 from hsr_train.pace import Ending, Pace, deadline_of, next_time, parse_duration
 from hsr_train.run.changes import PLANNED, read_changes
 
@@ -130,6 +130,30 @@ def test_epoch_that_does_not_fit_is_cut() -> None:
     assert 45.0 < used_s <= 60.0
 
 
+def test_first_batch_is_no_measure_of_the_others() -> None:
+    """It waits for loaders to start, and sets up what is set up once."""
+    clock = Clock()
+    pace = Pace(clock.now + 40.0, clock.now, clock)
+    pace.expect(Ending(evaluated=6.0, fixed_s=12.0))
+    pace.begin()
+    clock.now += 6.0
+    assert not pace.must_end(0.15, 0.3)
+    clock.now += 0.5
+    assert not pace.must_end(0.30, 0.3)
+    clock.now += 16.0
+    assert pace.must_end(0.45, 0.3)
+
+
+def test_run_that_goes_on_knows_its_earlier_times() -> None:
+    clock = Clock()
+    pace = Pace(clock.now + 60.0, clock.now, clock)
+    pace.recall([10.0, 5.0], [1.0, 0.5])
+    pace.begin()
+    clock.now += 6.0
+    assert not pace.must_end(0.15, 0.3)
+    assert pace.plan(3, 50, 5.0, 0.5) == 3 + int((54.0 - 1.2 - 3.0 * 2 - 1.2) / 5.15)
+
+
 def test_steady_times_change_the_plan_once() -> None:
     clock = Clock()
     pace, epochs, plans = Pace(clock.now + 600.0, clock.now, clock), 50, []
@@ -144,7 +168,7 @@ def test_steady_times_change_the_plan_once() -> None:
 def test_time_that_is_over_before_training_is_refused() -> None:
     clock = Clock()
     pace = Pace(clock.now + 5.0, clock.now - 10.0, clock)
-    with pytest.raises(RunError, match=r"No time is left to train: starting took 10 s.*larger train.time_budget"):
+    with pytest.raises(InputError, match=r"(?s)leaves no time to train: starting took 10 s.*train.time_budget=10min"):
         pace.expect(Ending(fixed_s=4.0))
 
 
@@ -158,6 +182,7 @@ def test_without_a_deadline_nothing_changes() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["train.time_budget=0"], "train.time_budget: 0: must be a time with its unit.*train.time_budget=45min"),
         (["train.time_budget=45"], "train.time_budget: 45: must be a time with its unit.*train.time_budget=45min"),
         (["train.time_budget=soon"], "train.time_budget: soon: must be a time with its unit"),
         (["train.finish_by=870"], "train.finish_by: 870: must be a time of day, in quotes in a YAML.*14:30"),

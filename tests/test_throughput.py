@@ -412,7 +412,7 @@ def test_detection_that_waits_for_data_is_told_so(starved_run: Path) -> None:
 def test_detection_that_does_not_wait_gets_no_advice(
     small_set: Path, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch, pictures: None
 ) -> None:
-    slowed(monkeypatch, DetectLoop, "_backward", FAST_S)
+    slowed(monkeypatch, DetectLoop, "backward", FAST_S)
     run = detect(small_set, tmp_path, shared_cache, tensorboard__enabled="false")
     found = throughput_of(run)
     assert found["wait_share"] < 0.15 and found["bottleneck"] is None

@@ -65,6 +65,7 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
         problems += _close_mosaic(experiment.train, fixed, decisions)
         problems += _averaging(experiment)
         problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
+        problems += _layer_rates(experiment.optimizer, typed)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
     if isinstance(experiment, (DetectExperiment, ClassifyExperiment)):
@@ -237,8 +238,12 @@ def _automatic_optimizer(o: OptimizerConfig, typed: set[str], decisions: list[De
         elif o.name == "auto" and value is not None:
             setattr(o, name, None)
             decisions.append(Decision(key, None, f"optimizer=auto chooses it; without that {shown(value)}"))
-    key = "optimizer.llrd.decay_rate"
-    if key in typed and not o.llrd.enabled:
-        allowed = "has no effect while optimizer.llrd.enabled is false"
-        problems.append(Problem(key, shown(o.llrd.decay_rate), allowed, "optimizer.llrd.enabled=true"))
     return problems
+
+
+def _layer_rates(o: OptimizerConfig, typed: set[str]) -> list[Problem]:
+    key = "optimizer.llrd.decay_rate"
+    if key not in typed or o.llrd.enabled:
+        return []
+    allowed = "has no effect while optimizer.llrd.enabled is false"
+    return [Problem(key, shown(o.llrd.decay_rate), allowed, "optimizer.llrd.enabled=true")]

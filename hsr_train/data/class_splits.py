@@ -200,7 +200,7 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
     present = {f"{layout.raw.name}/{file}" for files in folder.images.values() for file in files}
     missing = [s for s in need if s in wanted and not (layout.splits / index_name(s, number)).exists()]
     if missing:
-        found.problems.append(_not_divided(layout, missing, number))
+        found.problems.append(_not_divided(layout, missing, number, found.division))
     for split in wanted:
         path = layout.splits / index_name(split, number)
         if not path.exists():
@@ -224,12 +224,12 @@ def _again(layout: Layout, division: dict[str, Any] | None = None) -> str:
     return " ".join([f"mode=split task=classify data.raw={layout.raw}", *words])
 
 
-def _not_divided(layout: Layout, splits: Sequence[str], fold: int) -> Problem:
+def _not_divided(layout: Layout, splits: Sequence[str], fold: int, division: dict[str, Any] | None = None) -> Problem:
     others = index_names(layout.splits)
     there = f" ({layout.splits} holds {some(others)})" if others else ""
     first, *more = [index_name(split, fold) for split in splits]
     text = f"{layout.splits / first}{''.join(f', nor {name}' for name in more)}{there}"
-    return Problem("Index file not found", "", text, _again(layout))
+    return Problem("Index file not found", "", text, _again(layout, division))
 
 
 def _no_folds(layout: Layout, fold: int | str) -> Problem:

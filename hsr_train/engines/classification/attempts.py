@@ -20,6 +20,7 @@ from hsr_train.engines.memory import cause_of, persevere
 from hsr_train.engines.states import Saver, newest_state, require_space
 from hsr_train.errors import RunError
 from hsr_train.pace import Pace
+from hsr_train.processes import command
 from hsr_train.recovery import START, DivergedError, Recovery
 from hsr_train.run.results import last_epoch
 
@@ -58,6 +59,8 @@ class Attempts:
                 together.
         """
         if self.together.count == 1:
+            if self.experiment.trainer.name == "accelerate":
+                log.info("trainer=accelerate, one process; for more: %s ...", command(2))
             return persevere(self.next, self.context.recovery)
         log.info(
             "%d processes share each batch of %d x %d images",

@@ -163,6 +163,9 @@ def read(file: Path) -> Checkpoint:
     if not file.is_file():
         what = "is a folder, not a file" if file.is_dir() else "does not exist"
         raise InputError(Problem("model.weights", str(file), what, "type model.weights=FILE, pretrained or scratch"))
+    if file.suffix in (".onnx", ".torchscript"):
+        allowed = "is an exported file, and this needs the weights that it was made of"
+        raise InputError(Problem("model.weights", str(file), allowed, "model.weights=RUN/weights/best.pt"))
     try:
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before the same file is refused
             content = _content(file)
@@ -173,6 +176,8 @@ def read(file: Path) -> Checkpoint:
     named = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), content)
     state = {str(key): value for key, value in named.items() if isinstance(value, Tensor)}
     if not state:
+        if f"{type(content.get('model')).__module__}.{type(content.get('model')).__name__}" == DETECTOR_CLASS:
+            raise InputError(belongs_to("detect", file, "a YOLO detector", "classify"))
         raise InputError(Problem("model.weights", str(file), "holds no weights", "use a file with a state_dict"))
     more = {key: value for key, value in content.items() if value is not named and not isinstance(value, Tensor)}
     if content.get("format") != FORMAT:

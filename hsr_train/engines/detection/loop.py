@@ -140,7 +140,7 @@ class Loop:
             progress = self.schedule.warmup_progress(epoch, first)
             self._set_rates(epoch, progress)
             trainer.seed_step(epoch, first)
-            items = self._backward(batch)
+            items = self.backward(batch)
             means = {k: (means[k] * number + v) / (number + 1) if means else v for k, v in items.items()}
             images += num_images
             pending += num_images
@@ -212,7 +212,8 @@ class Loop:
         log.warning("Training diverged in epoch %d: losses or weights are no numbers any more (%s)", epoch + 1, losses)
         raise DivergedError(self.trainer.base_rate)
 
-    def _backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Add the gradients of a batch, or of a part of one; return its losses."""
         trainer = self.trainer
         with autocast(trainer.amp, device=trainer.device.type):
             batch = trainer.preprocess_batch(batch)

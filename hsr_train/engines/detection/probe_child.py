@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import sys
 import tempfile
@@ -113,7 +114,7 @@ class Probe:
         trainer._model_train()
         for _ in range(NUM_STEPS):
             for _ in range(BATCHES_PER_STEP):
-                steps._backward(self._made_up(batch, self._train_side, self.request.train_objects))
+                steps.backward(self._made_up(batch, self._train_side, self.request.train_objects))
             trainer.optimizer_step()
 
     def _validate(self, batch: int) -> None:
@@ -150,11 +151,20 @@ class Probe:
         """Return what the process takes of the card at its peak: torch's share, and CUDA's own beside it."""
         device = self.trainer.device
         if not self.on_gpu:
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            return _peak_resident_bytes()
         free, _ = torch.cuda.mem_get_info(device)
         outside = max(self.request.free_bytes - free - torch.cuda.memory_reserved(device), 0)
         return torch.cuda.max_memory_reserved(device) + outside
+
+
+def _peak_resident_bytes() -> int:
+    """Return the most main memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # where getrusage begins with what the parent had
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found is not None:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:
