@@ -113,6 +113,8 @@ def cross_validate(experiment: Any, perform: Perform, again: Callable[[list[str]
     Raises:
         InputError: The data are not divided, or a fold is being trained by another process.
     """
+    if experiment.mode == "check":
+        return cast(Result, perform(_check, experiment))
     division = perform(_divide, experiment)
     folds = _find_or_begin(experiment, division)
     log.info("Cross-validation of %d folds: %s", len(division.numbers), folds.home)
@@ -130,6 +132,15 @@ def cross_validate(experiment: Any, perform: Perform, again: Callable[[list[str]
     folds.save()
     success(log, "Done: %s", folds.home)
     return result
+
+
+def _check(experiment: Any) -> Result:
+    """Check every fold as its run would be, and print the plan of the first."""
+    engine = _engine(experiment)
+    for place, fold in enumerate(engine.folds(experiment)):
+        plan = engine.prepare(_of_fold(experiment, fold), detect(), Decisions())
+        print("\n".join([*(plan.summary if place == 0 else []), f"Fold {fold} is sound"]))
+    return Result(run_dir=None, status="checked")
 
 
 def _divide(experiment: Any) -> _Division:

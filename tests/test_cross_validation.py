@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import classify_runs
@@ -90,7 +90,13 @@ def interrupt_in_second_fold(monkeypatch: pytest.MonkeyPatch, loop: type[Any]) -
     monkeypatch.setattr(loop, "_train_epoch", stop)
 
 
-def test_every_fold_is_a_run_and_the_sum_is_right(case: Case, tmp_path: Path) -> None:
+def test_every_fold_is_a_run_and_the_sum_is_right(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*case.words, "mode=check"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith("is sound")] == [
+        f"Fold {fold} is sound" for fold in range(FOLDS)
+    ]
     assert main(case.words) == 0
     home = folder_of_folds(tmp_path, case)
     record = read_json(home / "folds.json")
@@ -110,11 +116,18 @@ def test_every_fold_is_a_run_and_the_sum_is_right(case: Case, tmp_path: Path) ->
     said = {(row["fold"], row["split"], row["metric"]): float(row["value"]) for row in rows}
     for name in case.metrics:
         assert said["1", "test", name] == results[1]["splits"]["test"][name]
+        values = [r["metrics"][name] for r in results]
+        assert said["mean", "val", name] == pytest.approx(fmean(values))
+        assert said["sd", "val", name] == pytest.approx(stdev(values))
     assert bool(summary["ensemble"]) == case.ensemble
     if case.ensemble:
         assert said["ensemble", "test", "accuracy"] == summary["ensemble"]["accuracy"]
         report = read_json(home / "logs" / "classification_report_test.json")
         assert report["accuracy"] == summary["ensemble"]["accuracy"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("weights/*.pt")}
+    assert main(case.words) == 0
+    assert "It was done before" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("weights/*.pt")} == before
     assert "mean ± sd" in (home / "folds.txt").read_text()
     assert (home / "folds.png").read_bytes().startswith(b"\x89PNG")
 
@@ -161,6 +174,17 @@ def test_data_without_folds_say_what_to_type(
     said = capsys.readouterr().err
     assert "mode=split" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_class_that_came_after_the_division_is_refused(
+    tmp_path: Path, shared_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = classification(tmp_path, shared_cache)
+    shutil.copytree(case.images[0].parent, case.images[0].parent.with_name("violet"))
+    assert main([*case.words, "mode=check"]) == 2
+    said = capsys.readouterr().err
+    assert "violet: in no split, since the set was divided before" in said
+    assert f"data.folds={FOLDS}" in said
 
 
 def test_yolo_set_without_folds_says_what_to_type(

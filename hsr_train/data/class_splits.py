@@ -210,6 +210,11 @@ def _from_indexes(layout: Layout, fold: int | str, need: Sequence[str], wanted: 
         found.problems += problems
     if "train" in need and not found.problems:
         named = {line for lines in found.images.values() for line in lines}
+        divided = {line.split("/")[1] for line in named}
+        if unknown := [name for name, files in folder.images.items() if files and name not in divided]:
+            allowed = f"{some(unknown)}: in no split, since the set was divided before"
+            found.problems.append(Problem("new classes", "", allowed, _again(layout, found.division)))
+            return found
         if added := sorted(present - named - set(found.division.get("left_out", ()))):
             found.warnings.append(
                 f"{len(added):,} images of {layout.raw} are in no split, so they are not used: {some(added)}; "

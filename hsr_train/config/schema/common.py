@@ -166,5 +166,5 @@ class Experiment:
 
     @property
     def is_cross_validation(self) -> bool:
-        """Whether it stands for one run per fold (`data.fold=all`)."""
-        return self.mode == "train" and getattr(getattr(self, "data", None), "fold", None) == "all"
+        """Whether it stands for one run per fold (`data.fold=all`), or for the check of them."""
+        return self.mode in ("train", "check") and getattr(getattr(self, "data", None), "fold", None) == "all"
