@@ -30,7 +30,7 @@ from hsr_train.bookkeeping import (
 from hsr_train.config import saved
 from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
-from hsr_train.engines.base import Engine, Plan, Result, RunContext, SharedEngine
+from hsr_train.engines.base import Engine, Plan, PreviewingEngine, Result, RunContext, SharedEngine
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
 from hsr_train.hardware import detect
@@ -159,6 +159,8 @@ def _run(
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
+    if experiment.mode == "preview":
+        verbs["preview"] = cast(PreviewingEngine, engine).preview
     try:
         result = _perform(verbs[experiment.mode], plan, context)
         error = str(result.failure) if result.failure else None

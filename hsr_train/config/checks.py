@@ -13,6 +13,7 @@ from hsr_train.config.schema import (
     TrainConfig,
 )
 from hsr_train.config.strict import leaves, shown
+from hsr_train.config.synthetic import check_synthetic
 from hsr_train.config.values import check_values
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
@@ -58,6 +59,7 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
         fixed = {key for key, _, _ in leaves(type(experiment))} if settled else typed
         problems += _close_mosaic(experiment.train, fixed, decisions)
         problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
+        problems += check_synthetic(experiment, typed, decisions)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
     if isinstance(experiment, (DetectExperiment, ClassifyExperiment)):
@@ -89,6 +91,8 @@ def _time(e: AnyExperiment) -> list[Problem]:
 def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
     """Refuse what has no effect, or what a private training cannot have."""
     problems = _verb(e)
+    if e.mode == "preview":
+        problems.append(Problem("mode", "preview", "shows composed images, which are for detectors", "task=detect"))
     if not e.data.path and e.data.raw is None:
         problems.append(Problem("data.path", "", "has no value", "data.path=my/set, or data.raw=my/raw"))
     if architectures.split(e.model.name) is not None:

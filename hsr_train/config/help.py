@@ -20,6 +20,7 @@ VERBS = {
     "predict": "use weights on images: model.weights=FILE data.path=FOLDER",
     "export": "write weights in other formats: model.weights=FILE 'export.formats=[onnx]'",
     "split": "divide images into folds and a held-out test set",
+    "preview": "a picture of composed images: synthetic.annotated_dir=FOLDER",
     "compare": "how two runs differ: 'runs=[RUN,RUN]'",
     "tensorboard": "show all runs under output_dir",
 }

@@ -165,6 +165,14 @@ class Engine(Protocol):
         ...
 
 
+class PreviewingEngine(Engine, Protocol):
+    """An engine that can show what it would train on (mode=preview)."""
+
+    def preview(self, plan: Plan, context: RunContext) -> Result:
+        """Write pictures into the run's directory."""
+        ...
+
+
 class SharedEngine(Engine, Protocol):
     """An engine whose training several processes may share (`hsr_train.processes`)."""
 

@@ -32,6 +32,7 @@ from hsr_train.config.schema.detect import (
     TrainConfig,
     UltralyticsConfig,
 )
+from hsr_train.config.schema.synthetic import SyntheticConfig
 
 AnyExperiment = DetectExperiment | ClassifyExperiment
 
@@ -59,6 +60,7 @@ __all__ = [
     "Origin",
     "PredictConfig",
     "RecoveryConfig",
+    "SyntheticConfig",
     "TensorboardConfig",
     "TrainConfig",
     "TrainerConfig",

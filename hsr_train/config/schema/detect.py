@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hsr_train.config.schema.common import DividedDataConfig, Experiment, knob
+from hsr_train.config.schema.synthetic import SyntheticConfig
 
 OPTIMIZERS = ("AdamW", "Adam", "Adamax", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD", "auto")
 
@@ -143,5 +144,6 @@ class DetectExperiment(Experiment):
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     ultralytics: UltralyticsConfig = field(default_factory=UltralyticsConfig)

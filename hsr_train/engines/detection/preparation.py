@@ -5,8 +5,11 @@ Called by `engine.DetectionEngine.prepare`; its `Plan` is what mode=check prints
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,12 @@ from hsr_train.engines.detection.export import check_export
 from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.schedule import effective_batch
+from hsr_train.engines.detection.synthetic import Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
+from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.naming import described
 
@@ -81,15 +86,22 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
             find_sources(sources, Path(experiment.output_dir).expanduser().absolute())
         except InputError as error:
             problems += error.problems
+    synthesis: Synthesis | None = None
+    try:
+        if dataset is not None:
+            synthesis = prepare_synthesis(experiment, dataset, machine, cache_dir, decisions)
+    except InputError as error:
+        problems += error.problems
     if problems or start is None:
         raise InputError(problems)
     if experiment.mode in ("validate", "predict", "export"):
         _take_image_size(experiment, start, decisions)
     if dataset is not None and start.names is not None and experiment.origin.resume_from is None:
         _compare_classes(experiment, start, dataset)
-    _decide_loading(experiment, machine, device, dataset, cache_dir, decisions)
+    num_composed = synthesis.num_composed if synthesis is not None else 0
+    _decide_loading(experiment, machine, device, dataset, cache_dir, decisions, num_composed)
     if experiment.mode in ("train", "check") and dataset is not None:
-        problems = refused(experiment, start, dataset)
+        problems = refused(experiment, start, dataset, num_composed)
         if problems:
             raise InputError(problems)
     _make_absolute(experiment)
@@ -99,20 +111,35 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         device=device,
         cache_dir=cache_dir,
         sources=sources,
+        synthesis=synthesis,
     )
     fingerprints: dict[str, Any] = {"weights": {"file": str(start.file or ""), "sha256": start.sha256}}
     if dataset is not None:
         fingerprints["data"] = dataset.record()
+    if synthesis is not None:
+        if experiment.mode != "check":
+            for line in synthesis.summary():
+                log.info("%s", line)
+        own = synthesis.record()
+        both = f"{fingerprints['data']['fingerprint']}\n{own['fingerprint']}"
+        fingerprints["data"] |= {"fingerprint": hashlib.sha256(both.encode()).hexdigest(), "synthetic": own}
     return Plan(
         experiment=experiment,
         decisions=decisions,
         fingerprints=fingerprints,
         seeds={"train.seed": experiment.train.seed, "data.seed": experiment.data.seed},
-        summary=_summary(experiment, machine, start, dataset, decisions),
+        summary=_summary(experiment, machine, start, dataset, synthesis, decisions),
         inputs=inputs,
-        data_files=dataset.files if dataset is not None else tuple,
+        data_files=partial(_data_files, dataset, synthesis),
         run_name=_run_name(asked, dataset),
     )
+
+
+def _data_files(dataset: DetectionSet | None, synthesis: Synthesis | None) -> Iterator[DataFile]:
+    """Yield every file that a run reads images from."""
+    for source in (dataset, synthesis):
+        if source is not None:
+            yield from source.files()
 
 
 def _take(section: Any, field: str, decision: Decision, decisions: Decisions) -> None:
@@ -146,7 +173,7 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
         is_demo=experiment.data.path == DEMO,
         model_is_typed=_is_typed(experiment, "model", "model.name"),
         decisions=decisions,
-        fetch=experiment.mode != "check",
+        fetch=experiment.mode not in ("check", "preview"),
     )
     experiment.model.name = found.architecture
     if found.url is None:
@@ -182,7 +209,7 @@ def _compare_classes(experiment: DetectExperiment, start: weights.Weights, datas
     assert start.names is not None
     if start.names == dataset.names or (experiment.ultralytics.single_cls and len(start.names) == 1):
         return
-    if experiment.mode in ("train", "check"):
+    if experiment.mode in ("train", "check", "preview"):
         shared = len(set(start.names) & set(dataset.names))
         log.info(
             "The weights know %d classes, the data %d, %d by the same name: the head is replaced where they differ",
@@ -212,6 +239,7 @@ def _decide_loading(
     dataset: DetectionSet | None,
     cache_dir: Path,
     decisions: Decisions,
+    num_composed: int,
 ) -> None:
     """Decide batch sizes, workers and cache."""
     train = experiment.train
@@ -239,7 +267,7 @@ def _decide_loading(
     )
     _take(train, "cache", cache, decisions)
     if "train" in dataset.splits and experiment.origin.resume_from is None:  # a resumed run keeps its own
-        images = len(dataset.splits["train"].images)
+        images = len(dataset.splits["train"].images) + num_composed
         step = effective_batch(number, train.nbs, images)
         if step != train.nbs:
             reason = f"the multiple of train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
@@ -253,6 +281,10 @@ def _make_absolute(experiment: DetectExperiment) -> None:
         experiment.data.path = str(Path(experiment.data.path).expanduser().absolute())
     if experiment.data.cache_dir is not None:
         experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
+    for key in ("annotated_dir", "backgrounds_dir"):
+        folder = getattr(experiment.synthetic, key)
+        if folder is not None:
+            setattr(experiment.synthetic, key, str(Path(folder).expanduser().absolute()))
     experiment.model.weights_dirs = [str(Path(d).expanduser().absolute()) for d in experiment.model.weights_dirs]
 
 
@@ -262,7 +294,9 @@ def _run_name(experiment: DetectExperiment, dataset: DetectionSet | None) -> str
         return None
     file = dataset.yaml_path
     name = file.parent.name if file.stem in ("data", "dataset") else file.stem
-    return described(experiment, name, dataset.fold, _WORDS, ("train", "optimizer", "augmentation", "ultralytics"))
+    return described(
+        experiment, name, dataset.fold, _WORDS, ("train", "optimizer", "augmentation", "synthetic", "ultralytics")
+    )
 
 
 def _summary(
@@ -270,6 +304,7 @@ def _summary(
     machine: Machine,
     start: weights.Weights,
     dataset: DetectionSet | None,
+    synthesis: Synthesis | None,
     decisions: Decisions,
 ) -> list[str]:
     """Return the plan in words."""
@@ -277,6 +312,8 @@ def _summary(
     lines = ["Hardware", *(f"  {line}" for line in machine.describe())]
     if dataset is not None:
         lines += dataset.summary()
+    if synthesis is not None:
+        lines += synthesis.summary()
     origin = str(start.file or "from scratch")
     if start.url is not None:
         origin = f"not on this machine: training would download {start.url}"
