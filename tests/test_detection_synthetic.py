@@ -26,7 +26,7 @@ from hsr_train.engines.detection.options import training_arguments
 from hsr_train.engines.detection.synthetic import Synthesis
 from hsr_train.errors import InputError
 from hsr_train.run.directory import RunDirectory
-from hsr_train.synthesis import FolderBackgrounds, ObjectBank
+from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank
 
 from ultralytics.cfg import get_cfg  # isort: skip (after hsr_train, which isolates it)
 
@@ -314,3 +314,52 @@ def test_bad_folders_are_named_together_before_anything_is_made(folder: Path, tm
         "synthetic.backgrounds_dir",
     }
     assert not (tmp_path / "out").exists()
+
+
+# ---- a set on disk
+
+
+def synthesize(folder: Path, output: Path, count: int, *more: str) -> None:
+    words = [*start(folder, output), "mode=synthesize", f"synthetic.count={count}", *more]
+    assert hsr_train.execute(hsr_train.compose(words)).status == "synthesized"
+
+
+def test_set_of_composed_images_can_be_trained_on_and_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    synthesize(folder, made, 4)
+    first = {path: path.stat().st_mtime_ns for path in made.rglob("0*.*")}
+    assert len(first) == 3 * 4
+    (made / "labels" / "train" / "000002.txt").unlink()
+    before = (made / "images" / "train" / "000002.jpg").read_bytes()
+    synthesize(folder, made, 6)
+    assert (made / "images" / "train" / "000002.jpg").read_bytes() == before
+    kept = [path for path in first if "000002" not in path.name]
+    assert all(path.stat().st_mtime_ns == first[path] for path in kept)
+    data = load_detection_set(DataConfig(path=str(made / "data.yaml"), cache_dir=str(tmp_path / "cache")), Decisions())
+    assert len(data.splits["train"]) == 6 and len(data.splits["val"]) == 3
+    bank = ObjectBank.read(folder / "cutouts", data.names, cache_dir=folder / "cache", side=64, photo_side=64.0)
+    backgrounds = FolderBackgrounds.read(folder / "backgrounds", cache_dir=folder / "cache", side=64)
+    composer = Composer(bank, backgrounds, SyntheticConfig(), side=64)
+    for index, label in enumerate(data.splits["train"].labels):
+        _, boxes, classes, _ = composer.compose(0, index)
+        assert label[:, 0].tolist() == classes.tolist()
+        centres, sizes = label[:, 1:3] * 64, label[:, 3:5] * 64
+        assert np.abs(np.hstack([centres - sizes / 2, centres + sizes / 2]) - boxes).max(initial=0) < 0.01
+
+
+def test_folder_of_another_set_is_not_written_to(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    synthesize(folder, made, 2)
+    with pytest.raises(InputError, match="was composed otherwise"):
+        synthesize(folder, made, 2, "train.seed=1")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="must be a new or empty folder"):
+        synthesize(folder, tmp_path / "full", 2)
+
+
+def test_count_without_its_mode_and_the_mode_without_a_count_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"synthetic\.count: null: mode=synthesize needs a number"):
+        hsr_train.compose([*start(folder, tmp_path), "mode=synthesize"])
+    with pytest.raises(InputError, match="has no effect without mode=synthesize"):
+        hsr_train.compose([*start(folder, tmp_path), "synthetic.count=3"])

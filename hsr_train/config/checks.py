@@ -91,8 +91,8 @@ def _time(e: AnyExperiment) -> list[Problem]:
 def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
     """Refuse what has no effect, or what a private training cannot have."""
     problems = _verb(e)
-    if e.mode == "preview":
-        problems.append(Problem("mode", "preview", "shows composed images, which are for detectors", "task=detect"))
+    if e.mode in ("preview", "synthesize"):
+        problems.append(Problem("mode", e.mode, "is about composed images, which are for detectors", "task=detect"))
     if not e.data.path and e.data.raw is None:
         problems.append(Problem("data.path", "", "has no value", "data.path=my/set, or data.raw=my/raw"))
     if architectures.split(e.model.name) is not None:

@@ -11,6 +11,7 @@ from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
 
 _FREE_WHEN_OFF = {"synthetic.enabled"}
+_SHOWING = ("preview", "synthesize")
 
 
 def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decision]) -> list[Problem]:
@@ -22,9 +23,17 @@ def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decisi
             problems.append(Problem(f"synthetic.{key}", "", "has no value", f"synthetic.{key}=FOLDER"))
     if config.enabled not in (True, False, "auto"):
         return [*problems, Problem("synthetic.enabled", shown(config.enabled), "must be auto, true or false")]
-    asked = config.enabled is True or e.mode == "preview"
+    if e.mode == "synthesize" and config.count is None:
+        problems.append(Problem("synthetic.count", "null", "mode=synthesize needs a number", "synthetic.count=5000"))
+    if e.mode == "synthesize" and "output_dir" not in typed:
+        allowed = "mode=synthesize writes the set itself there"
+        problems.append(Problem("output_dir", e.output_dir, allowed, "output_dir=my/composed"))
+    if e.mode != "synthesize" and "synthetic.count" in typed:
+        allowed = "has no effect without mode=synthesize"
+        problems.append(Problem("synthetic.count", shown(config.count), allowed, "synthetic.ratio=2, or leave it out"))
+    asked = config.enabled is True or e.mode in _SHOWING
     if asked and config.annotated_dir is None:
-        what = "mode=preview" if e.mode == "preview" else "synthetic.enabled=true"
+        what = f"mode={e.mode}" if e.mode in _SHOWING else "synthetic.enabled=true"
         allowed = f"{what} needs cut-outs to paste"
         problems.append(Problem("synthetic.annotated_dir", "null", allowed, "synthetic.annotated_dir=FOLDER"))
     elif config.annotated_dir is None or config.enabled is False:

@@ -165,11 +165,15 @@ class Engine(Protocol):
         ...
 
 
-class PreviewingEngine(Engine, Protocol):
-    """An engine that can show what it would train on (mode=preview)."""
+class ComposingEngine(Engine, Protocol):
+    """An engine that composes images to train on."""
 
     def preview(self, plan: Plan, context: RunContext) -> Result:
-        """Write pictures into the run's directory."""
+        """Write pictures of them into the run's directory."""
+        ...
+
+    def synthesize(self, plan: Plan) -> list[str]:
+        """Write a set of them to output_dir; returns lines that say what was made."""
         ...
 
 

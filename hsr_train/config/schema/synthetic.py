@@ -44,3 +44,4 @@ class SyntheticConfig:
         "none", "Classes of pasted objects: as the cut-outs are, each as often, or the really rare more often.",
         choices=("none", "uniform", "inverse"),
     )  # fmt: skip
+    count: int | None = knob(None, "mode=synthesize: images to write.", ge=1)

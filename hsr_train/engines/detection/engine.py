@@ -19,7 +19,7 @@ from hsr_train.engines.detection.export import ExportError, export_model
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
-from hsr_train.engines.detection.synthetic import write_preview
+from hsr_train.engines.detection.synthetic import write_composed_set, write_preview
 from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
 from hsr_train.hardware import Machine
@@ -158,6 +158,11 @@ class DetectionEngine:
         write_preview(plan.inputs.synthesis, path, side=train.imgsz, seed=train.seed)
         log.info("Look at %s", path)
         return Result(run_dir=context.run.path)
+
+    def synthesize(self, plan: Plan) -> list[str]:
+        """Write a set of composed images."""
+        assert isinstance(plan.experiment, DetectExperiment)
+        return write_composed_set(plan.inputs.synthesis, plan.experiment)
 
     def weights_digest(self, run: RunDirectory) -> tuple[int, str] | None:
         """Return the epoch of the newest state and a SHA-256 over its weights."""

@@ -27,7 +27,7 @@ from hsr_train.engines.detection.export import check_export
 from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.schedule import effective_batch
-from hsr_train.engines.detection.synthetic import Synthesis, prepare_synthesis
+from hsr_train.engines.detection.synthetic import SHOWING, Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
@@ -173,7 +173,7 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
         is_demo=experiment.data.path == DEMO,
         model_is_typed=_is_typed(experiment, "model", "model.name"),
         decisions=decisions,
-        fetch=experiment.mode not in ("check", "preview"),
+        fetch=experiment.mode not in ("check", *SHOWING),
     )
     experiment.model.name = found.architecture
     if found.url is None:
@@ -209,7 +209,7 @@ def _compare_classes(experiment: DetectExperiment, start: weights.Weights, datas
     assert start.names is not None
     if start.names == dataset.names or (experiment.ultralytics.single_cls and len(start.names) == 1):
         return
-    if experiment.mode in ("train", "check", "preview"):
+    if experiment.mode in ("train", "check", *SHOWING):
         shared = len(set(start.names) & set(dataset.names))
         log.info(
             "The weights know %d classes, the data %d, %d by the same name: the head is replaced where they differ",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from hsr_train.run.data_files import DataFile
 from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank, TrainingBackgrounds
 from hsr_train.synthesis.files import SourceFile, fingerprint
 from hsr_train.synthesis.preview import contact_sheet
+from hsr_train.synthesis.writer import write_set
 
 log = logging.getLogger(__name__)
 
 CUTOUTS, BACKGROUNDS = "cut-outs", "backgrounds"
 """Names of their own beside train, val and test in data_files.csv."""
+SHOWING = ("preview", "synthesize")
+"""Modes that compose images whatever the ratio."""
 MEMORY_SHARE = 0.25
 """Of the available memory, for cut-outs and for backgrounds each."""
 _MOST_REASONS = 5
@@ -122,8 +125,8 @@ def prepare_synthesis(
         InputError: With every problem found.
     """
     config = experiment.synthetic
-    wanted = experiment.mode == "preview" or (experiment.mode in ("train", "check") and config.enabled)
-    if not wanted or config.annotated_dir is None or (config.ratio == 0 and experiment.mode != "preview"):
+    wanted = experiment.mode in SHOWING or (experiment.mode in ("train", "check") and config.enabled)
+    if not wanted or config.annotated_dir is None or (config.ratio == 0 and experiment.mode not in SHOWING):
         return None
     skip_bad = experiment.data.on_bad == "skip"
     limit = int(machine.ram_available_bytes * MEMORY_SHARE)
@@ -159,6 +162,32 @@ def prepare_synthesis(
     if problems or bank is None:
         raise InputError(problems)
     return Synthesis(config, bank, backgrounds, dataset)
+
+
+def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> list[str]:
+    """Write a set of composed images to output_dir; returns lines that say what was made.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    config, train, folder = synthesis.config, experiment.train, Path(experiment.output_dir)
+    count = config.count or 0
+    composer = synthesis.composer(train.imgsz, train.seed)
+    composer.outlines = composer.outlines or synthesis.backgrounds is not None
+    settings = {key: value for key, value in asdict(config).items() if key not in ("enabled", "ratio", "count")}
+    sources = {key: value for key, value in synthesis.record().items() if key != "composed_per_epoch"}
+    written = write_set(
+        composer,
+        folder,
+        synthesis.dataset.names,
+        count,
+        record={"synthetic": settings, "imgsz": train.imgsz, "seed": train.seed, "sources": sources,
+                "data": synthesis.dataset.fingerprint},
+        validation=synthesis.dataset.splits["val"].images,
+        workers=train.workers,
+    )  # fmt: skip
+    there = f", {count - written:,} were there" if written < count else ""
+    return [f"{written:,} images written{there}: {folder / 'data.yaml'} (val: the real validation images)"]
 
 
 def write_preview(synthesis: Synthesis, path: Path, *, side: int, seed: int) -> None:
