@@ -131,7 +131,7 @@ class FolderBackgrounds:
         crop = max(round(min(height, width) / (1 + (ZOOM - 1) * zoom)), 1)
         left, top = round(x * (width - crop)), round(y * (height - crop))
         part = image[top : top + crop, left : left + crop]
-        method = cv2.INTER_AREA if crop > 1.5 * side else cv2.INTER_LINEAR
+        method = cv2.INTER_AREA if crop > 2 * side else cv2.INTER_LINEAR
         scene = cv2.resize(part, (side, side), interpolation=method) if crop != side else part.copy()
         if mirrored < 0.5:
             scene = cv2.flip(scene, 1)
