@@ -123,9 +123,9 @@ class FolderBackgrounds:
         return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, largest)
 
     def draw(self, rng: np.random.Generator, side: int) -> Scene:
-        """Return a crop, mirrored half of the time, as a square scene without objects."""
+        """Return a crop as a square scene without objects; it is mirrored with the whole image, by augmentation."""
         number = int(rng.integers(len(self.used)))
-        zoom, x, y, mirrored = rng.random(4)
+        zoom, x, y = rng.random(3)
         image = self._load(number)
         height, width = image.shape[:2]
         crop = max(round(min(height, width) / (1 + (ZOOM - 1) * zoom)), 1)
@@ -133,8 +133,6 @@ class FolderBackgrounds:
         part = image[top : top + crop, left : left + crop]
         method = cv2.INTER_AREA if crop > 2 * side else cv2.INTER_LINEAR
         scene = cv2.resize(part, (side, side), interpolation=method) if crop != side else part.copy()
-        if mirrored < 0.5:
-            scene = cv2.flip(scene, 1)
         return Scene(np.asarray(scene, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), [])
 
     def _load(self, number: int) -> Image:

@@ -86,21 +86,28 @@ def transform(pixels: Image, scale: float, degrees: float, mirrored: bool) -> Sp
 def match_colour(colours: Image, alpha: Image, place: Image, strength: float) -> Image:
     """Move an object's mean colour towards that of its place, in LAB.
 
+    The means alone are taken to LAB and back; every pixel is shifted by their difference, at a tenth of the cost.
+
     Args:
         colours: (h, w, 3) BGR.
         alpha: (h, w); above 127 is the object.
         place: (h, w, 3) what will lie beneath.
-        strength: 0 leaves it, 1 gives it the mean hue of the place.
+        strength: 0 leaves it, 1 gives it the mean colour of the place, but for lightness.
     """
-    lab = cv2.cvtColor(colours, cv2.COLOR_BGR2LAB)
     step = max(min(alpha.shape) // _MEAN_PX, 1)
     some = np.s_[step // 2 :: step, step // 2 :: step]
-    mask = (alpha[some] > 127).astype(np.uint8)
-    own = cv2.mean(np.ascontiguousarray(lab[some]), mask)
-    there = cv2.mean(cv2.cvtColor(np.ascontiguousarray(place[some]), cv2.COLOR_BGR2LAB))
-    shift = [strength * share * (there[i] - own[i]) for i, share in enumerate(_GRAY_LAB)]
-    moved = cv2.add(lab, np.array([*shift, 0.0]))
-    return np.asarray(cv2.cvtColor(moved, cv2.COLOR_LAB2BGR), np.uint8)
+    own = _mean_lab(colours[some], alpha[some] > 127)
+    there = _mean_lab(place[some], None)
+    both = np.stack([own, own + strength * np.array(_GRAY_LAB, np.float32) * (there - own)])[None]
+    before, after = 255 * cv2.cvtColor(both, cv2.COLOR_LAB2BGR)[0]
+    return np.asarray(cv2.add(colours, np.array([*(after - before).tolist(), 0.0])), np.uint8)
+
+
+def _mean_lab(colours: Image, inside: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
+    """Return the mean LAB colour, (3,), of an image or of a part of it."""
+    lab = cv2.cvtColor(np.ascontiguousarray(colours, np.float32) / 255, cv2.COLOR_BGR2LAB)
+    mask = None if inside is None or not inside.any() else inside.astype(np.uint8)
+    return np.array(cv2.mean(lab, mask)[:3], np.float32)
 
 
 def blend(place: Image, colours: Image, alpha: Image, mode: str, softness: float) -> None:
