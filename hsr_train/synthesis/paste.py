@@ -125,7 +125,7 @@ def blend(place: Image, colours: Image, alpha: Image, mode: str, softness: float
         colours = _seamless(place, colours, inside, softness) if inside.any() else colours
         softness = 0.0
     if mode == "hard":
-        np.copyto(place, colours, where=inside[..., None])
+        place[:] = cv2.copyTo(colours, inside.astype(np.uint8), np.ascontiguousarray(place))
         return
     if mode in (
         "feathered",
