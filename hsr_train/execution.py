@@ -32,7 +32,7 @@ from hsr_train.bookkeeping import (
 from hsr_train.config import saved
 from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
-from hsr_train.engines.base import Engine, Plan, Result, RunContext, SharedEngine
+from hsr_train.engines.base import ComposingEngine, Engine, Plan, Result, RunContext, SharedEngine
 from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
 from hsr_train.hardware import detect
@@ -65,7 +65,7 @@ def execute(experiment: Experiment) -> Result:
         experiment: From `compose`; not changed.
 
     Returns:
-        What the run achieved; `run_dir` is None for mode=check, split, compare and tensorboard, and in a
+        What the run achieved; `run_dir` is None for mode=check, split, synthesize, compare and tensorboard, and in a
         process that only assists another one.
 
     Raises:
@@ -105,6 +105,9 @@ def execute(experiment: Experiment) -> Result:
         if experiment.mode == "check":
             print("\n".join(plan.summary))
             return Result(run_dir=None, status="checked")
+        if experiment.mode == "synthesize":
+            print("\n".join(cast(ComposingEngine, engine).synthesize(plan)))
+            return Result(run_dir=None, status="synthesized")
         resumed = experiment.origin.resume_from
         pace = _pace(plan.experiment, RunDirectory.open(Path(resumed)) if resumed is not None else None)
         if resumed is not None:
@@ -168,6 +171,8 @@ def _run(
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
+    if experiment.mode == "preview":
+        verbs["preview"] = cast(ComposingEngine, engine).preview
     try:
         result = _perform(verbs[experiment.mode], plan, context)
         error = str(result.failure) if result.failure else None

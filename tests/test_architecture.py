@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "recovery": {"config.schema", "run", *COMMON},
     "run": {"config.schema", *COMMON},
     "data": {"config.schema", "run.atomic", *COMMON},
+    "synthesis": {"config.schema", "run.atomic", *COMMON},
     "engines.base": {"config.schema", "run", "recovery", "hardware", *COMMON},
     "engines.registry": {"engines.base", *COMMON},
     "engines.memory": {"recovery", "run.atomic", "run.changes", *COMMON},
@@ -77,7 +78,7 @@ MAY_IMPORT = {
     "decisions": set(),
 }
 SHARED = {"engines.base", "engines.memory", "engines.signatures", "engines.states"}
-ENGINE_MAY_IMPORT = {*SHARED, "config.schema", "run", "recovery", "data", "hardware", *COMMON}
+ENGINE_MAY_IMPORT = {*SHARED, "config.schema", "run", "recovery", "data", "synthesis", "hardware", *COMMON}
 # Libraries that only some rooms know.
 KNOWN_ONLY_TO = {
     "hydra": ("cli", "config"),
@@ -177,7 +178,7 @@ def test_ultralytics_is_brought_up_before_it_is_imported(module: str) -> None:
 
 
 def test_light_rooms_load_no_heavy_library() -> None:
-    rooms = ("config", "hardware", "run", "data", "errors", "decisions", "cli", "supervisor")
+    rooms = ("config", "hardware", "run", "data", "synthesis", "errors", "decisions", "cli", "supervisor")
     light = [m for m in MODULES if room_of(m) in rooms]
     light.remove("hsr_train.run.tensorboard_child")
     program = (

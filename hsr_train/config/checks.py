@@ -14,6 +14,7 @@ from hsr_train.config.schema import (
     TrainConfig,
 )
 from hsr_train.config.strict import leaves, shown
+from hsr_train.config.synthetic import check_synthetic
 from hsr_train.config.values import check_values
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
@@ -66,6 +67,7 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
         problems += _averaging(experiment)
         problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
         problems += _layer_rates(experiment.optimizer, typed)
+        problems += check_synthetic(experiment, typed, decisions)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
     if isinstance(experiment, (DetectExperiment, ClassifyExperiment)):
@@ -97,6 +99,8 @@ def _time(e: AnyExperiment) -> list[Problem]:
 def _classify(e: ClassifyExperiment, typed: set[str]) -> list[Problem]:
     """Refuse what has no effect, or what a private training cannot have."""
     problems = _verb(e)
+    if e.mode in ("preview", "synthesize"):
+        problems.append(Problem("mode", e.mode, "is about composed images, which are for detectors", "task=detect"))
     if not e.data.path and e.data.raw is None:
         problems.append(Problem("data.path", "", "has no value", "data.path=my/set, or data.raw=my/raw"))
     if architectures.split(e.model.name) is not None:

@@ -20,6 +20,8 @@ VERBS = {
     "predict": "use weights on images: model.weights=FILE data.path=FOLDER",
     "export": "write weights in other formats: model.weights=FILE 'export.formats=[onnx]'",
     "split": "divide images into folds and a held-out test set",
+    "preview": "a picture of composed images: synthetic.annotated_dir=FOLDER",
+    "synthesize": "write a set of composed images: synthetic.count=5000 output_dir=FOLDER",
     "compare": "how two runs differ: 'runs=[RUN,RUN]'",
     "tensorboard": "show all runs under output_dir",
 }

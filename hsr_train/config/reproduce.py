@@ -31,6 +31,8 @@ FREE = (
     "reproduce",
     "data.path",
     "data.cache_dir",
+    "synthetic.annotated_dir",
+    "synthetic.backgrounds_dir",
     "model.weights",
     "model.weights_dirs",
 )

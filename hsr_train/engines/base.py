@@ -172,6 +172,18 @@ class Engine(Protocol):
         ...
 
 
+class ComposingEngine(Engine, Protocol):
+    """An engine that composes images to train on."""
+
+    def preview(self, plan: Plan, context: RunContext) -> Result:
+        """Write pictures of them into the run's directory."""
+        ...
+
+    def synthesize(self, plan: Plan) -> list[str]:
+        """Write a set of them to output_dir; returns lines that say what was made."""
+        ...
+
+
 class SharedEngine(Engine, Protocol):
     """An engine whose training several processes may share (`hsr_train.processes`)."""
 

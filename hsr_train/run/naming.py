@@ -39,7 +39,9 @@ def described(
         if key in typed and key not in _LEFT_OUT:
             name = key.partition(".")[2].replace(".", "_")
             value = get_value(experiment, key)
-            parts.append(f"{words.get(key, name)}_{_short(value, is_path=key == 'model.weights')}")
+            parts.append(
+                f"{words.get(key, name)}_{_short(value, is_path=key == 'model.weights' or key.endswith('_dir'))}"
+            )
     for group in _CHOICES:
         if group in typed:
             chosen = [line.partition("=")[2] for line in experiment.origin.overrides if line.startswith(f"{group}=")]

@@ -34,6 +34,7 @@ from hsr_train.config.schema.detect import (
     TrainConfig,
     UltralyticsConfig,
 )
+from hsr_train.config.schema.synthetic import SyntheticConfig
 
 AnyExperiment = DetectExperiment | ClassifyExperiment
 
@@ -63,6 +64,7 @@ __all__ = [
     "Origin",
     "PredictConfig",
     "RecoveryConfig",
+    "SyntheticConfig",
     "TensorboardConfig",
     "TrainConfig",
     "TrainerConfig",

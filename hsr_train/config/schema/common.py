@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from hsr_train.decisions import Decision
 
-MODES = ("train", "check", "validate", "predict", "export", "split", "compare", "tensorboard")
+MODES = ("train", "check", "validate", "predict", "export", "split", "preview", "synthesize", "compare", "tensorboard")
 
 
 def knob(default: Any, meaning: str, **limits: Any) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hsr_train.config.schema.common import DividedDataConfig, Experiment, knob
+from hsr_train.config.schema.synthetic import SyntheticConfig
 
 OPTIMIZERS = ("AdamW", "Adam", "Adamax", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD", "auto")
 SWA_LEAST_EPOCHS = 15
@@ -172,6 +173,7 @@ class DetectExperiment(Experiment):
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     ultralytics: UltralyticsConfig = field(default_factory=UltralyticsConfig)

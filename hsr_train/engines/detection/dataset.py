@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from copy import copy
 from functools import partial
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from hsr_train.data.detection_set import DetectionSplit
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.run.atomic import atomic_path
+from hsr_train.synthesis import Composed, Composer, TrainingBackgrounds
 
 bring_up()
 import ultralytics.data.base as base_module  # noqa: E402
@@ -125,6 +127,8 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         batch_size: Images per batch; shapes of rectangular batches depend on it.
         stride: Largest stride of the model in pixels.
         names: Class names by id.
+        composer: Composes images, which come after the real ones: index n is the first after n real ones.
+        num_composed: Composed images in each epoch.
         rect: Pad to each batch's own shape instead of to a square; default: only without augmentation.
     """
 
@@ -140,8 +144,13 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         stride: int,
         names: list[str],
         rect: bool | None = None,
+        composer: Composer | None = None,
+        num_composed: int = 0,
     ) -> None:
         self._split = split
+        self._composer, self._num_composed = composer, num_composed if composer is not None else 0
+        self._composed: OrderedDict[SampleKey, Composed] = OrderedDict()
+        self._epoch = 0
         self._seed = int(hyp.seed)
         # Shared, so that the loader's workers see it change.
         self._open_epochs = torch.tensor(open_epochs)
@@ -167,7 +176,11 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
             task="detect",
         )
         self.npy_files = self._in_order(self._cached_files)
-        self.max_buffer_length = min(self.ni, 2 * MOSAIC_WINDOW) if augment else 0  # in images, not cached in RAM
+        # In images, not cached in RAM; real and composed ones share what is kept.
+        self.max_buffer_length = min(len(self), 2 * MOSAIC_WINDOW) * self.ni // len(self) if augment else 0
+        self._most_composed = min(len(self), 2 * MOSAIC_WINDOW) - self.max_buffer_length
+        if composer is not None and isinstance(composer.backgrounds, TrainingBackgrounds):
+            composer.backgrounds.load = self._decoded
         if augment:
             plain = copy(hyp)
             for name in _MIXING:
@@ -249,6 +262,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         epoch, index = key
+        self._epoch = epoch
         if self.augment:
             seed_sample(self._seed, epoch, index)
             self.transforms: Any = self._mixing if epoch < int(self._open_epochs) else self._plain
@@ -256,13 +270,55 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         sample: dict[str, Any] = super().__getitem__(index)
         return sample
 
+    def __len__(self) -> int:
+        return int(self.ni) + self._num_composed
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """Return a real image, or the composed one of this epoch, with its labels."""
+        if index < self.ni:
+            label: dict[str, Any] = super().get_image_and_label(index)
+            return label
+        image, boxes, classes, outlines = self._compose(index - self.ni)
+        size = np.array([image.shape[1], image.shape[0]], np.float32)
+        sides = (boxes[:, 2:] - boxes[:, :2]) / size
+        ids = np.zeros_like(classes) if self.single_cls else classes
+        label = {
+            "im_file": f"composed_{index - self.ni}.jpg",
+            "cls": ids[:, None].astype(np.float32),
+            "bboxes": np.hstack([boxes[:, :2] / size + sides / 2, sides]).astype(np.float32),
+            "segments": [points / size for points in outlines],
+            "keypoints": None,
+            "normalized": True,
+            "bbox_format": "xywh",
+            "img": image,
+            "ori_shape": image.shape[:2],
+            "resized_shape": image.shape[:2],
+            "ratio_pad": (1.0, 1.0),
+        }
+        made: dict[str, Any] = self.update_labels_info(label)
+        return made
+
+    def _compose(self, number: int) -> Composed:
+        """Compose an image, or return it from those that were composed last: mosaic asks for its neighbours again."""
+        assert self._composer is not None
+        key = (self._epoch, number)
+        found = self._composed.pop(key, None) or self._composer.compose(*key)
+        self._composed[key] = found
+        while len(self._composed) > max(self._most_composed, 1):
+            self._composed.popitem(last=False)
+        return found
+
+    def _decoded(self, number: int, side: int) -> np.ndarray:
+        """Return a real image for the composer, from the cache if it is there."""
+        return np.asarray(self.load_image(number)[0], np.uint8)
+
     def _look_around(self, epoch: int, index: int) -> None:
         """Find the indices from which mosaic draws the partners of a sample: its neighbours in the epoch's order."""
         if epoch != self._ordered_epoch:
-            self._order = epoch_order(self._seed, epoch, self.ni)
+            self._order = epoch_order(self._seed, epoch, len(self))
             self._place = np.argsort(self._order)
             self._ordered_epoch = epoch
-        first = min(max(int(self._place[index]) - MOSAIC_WINDOW // 2, 0), max(self.ni - MOSAIC_WINDOW, 0))
+        first = min(max(int(self._place[index]) - MOSAIC_WINDOW // 2, 0), max(len(self) - MOSAIC_WINDOW, 0))
         self._neighbours = self._order[first : first + MOSAIC_WINDOW].tolist()
 
     def _draw_partners(self, count: int) -> list[int]:

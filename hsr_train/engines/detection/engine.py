@@ -20,6 +20,7 @@ from hsr_train.engines.detection.export import ExportError, export_model
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
+from hsr_train.engines.detection.synthetic import write_composed_set, write_preview
 from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
 from hsr_train.hardware import Machine
@@ -88,6 +89,7 @@ class DetectionEngine:
                 "per_class": best.per_class,
                 "speed_ms": best.speed_ms,
                 **({} if averaged is None else {"swa": averaged}),
+                **self._composed(plan),
                 **({} if fold is None else {"fold": fold, "splits": {s: found.metrics for s, found in splits.items()}}),
             },
         )
@@ -154,6 +156,18 @@ class DetectionEngine:
         write_json(context.run.path / "exports.json", exports)
         return Result(run_dir=context.run.path, exports=exports, failure=failure)
 
+    def preview(self, plan: Plan, context: RunContext) -> Result:
+        """Write a picture of composed images beside real ones."""
+        train, path = plan.experiment.train, context.run.path / "preview.png"
+        write_preview(plan.inputs.synthesis, path, side=train.imgsz, seed=train.seed)
+        log.info("Look at %s", path)
+        return Result(run_dir=context.run.path)
+
+    def synthesize(self, plan: Plan) -> list[str]:
+        """Write a set of composed images."""
+        assert isinstance(plan.experiment, DetectExperiment)
+        return write_composed_set(plan.inputs.synthesis, plan.experiment)
+
     def weights_digest(self, run: RunDirectory) -> tuple[int, str] | None:
         """Return the epoch of the newest state and a SHA-256 over its weights."""
         state = newest_state(run.state)
@@ -197,6 +211,14 @@ class DetectionEngine:
             target.unlink()
             log.info("The averaged weights are not better and not kept: mAP50-95 %.4f, best.pt %.4f", ours, theirs)
         return {"epochs": kept["epochs"], "metrics": found.metrics, "kept": is_better}
+
+    def _composed(self, plan: Plan) -> dict[str, Any]:
+        """Return how many images of an epoch were real and how many composed, if any were."""
+        synthesis = plan.inputs.synthesis
+        if synthesis is None:
+            return {}
+        real = len(plan.inputs.dataset.splits["train"])
+        return {"synthetic": {"real": real, "composed": synthesis.num_composed}}
 
     def _test(self, plan: Plan, context: RunContext) -> Evaluation:
         """Evaluate best.pt on the test set, which all folds share."""

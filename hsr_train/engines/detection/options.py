@@ -69,15 +69,19 @@ def training_arguments(experiment: DetectExperiment, device: str, save_dir: Path
     return arguments
 
 
-def refused(experiment: DetectExperiment, start: Weights, dataset: DetectionSet) -> list[Problem]:
+def refused(
+    experiment: DetectExperiment, start: Weights, dataset: DetectionSet, num_composed: int = 0
+) -> list[Problem]:
     """Return what ultralytics would refuse with a traceback after the start, or ignore without a word.
 
     Args:
         experiment: With every `auto` decided.
         start: The network.
         dataset: The checked set; has a train split.
+        num_composed: Composed images in each epoch.
     """
     train, images = experiment.train, dataset.splits["train"]
+    num_images = len(images) + num_composed
     problems = []
     if train.imgsz % start.stride:
         nearest = max(round(train.imgsz / start.stride), 1) * start.stride
@@ -85,9 +89,9 @@ def refused(experiment: DetectExperiment, start: Weights, dataset: DetectionSet)
         problems.append(Problem("train.imgsz", str(train.imgsz), allowed, f"train.imgsz={nearest}"))
     smallest = max(int(train.imgsz * (1 - float(train.multi_scale))) // start.stride, 1) * start.stride
     batch = int(train.batch)
-    if smallest < 2 * start.stride and (len(images) % batch or batch) == 1:
+    if smallest < 2 * start.stride and (num_images % batch or batch) == 1:
         allowed = (
-            f"the last batch of an epoch ({len(images)} images) would hold one image, at {smallest} px a single value "
+            f"the last batch of an epoch ({num_images} images) would hold one image, at {smallest} px a single value "
             "per channel, which batch normalisation cannot use"
         )
         larger = "train.multi_scale=0" if train.imgsz >= 2 * start.stride else f"train.imgsz={2 * start.stride}"

@@ -5,7 +5,9 @@ Called by `engine.DetectionEngine.prepare`; its `Plan` is what mode=check prints
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -22,35 +24,24 @@ from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
 from hsr_train.engines.detection import weights
+from hsr_train.engines.detection.description import run_name, summary
 from hsr_train.engines.detection.export import check_export
 from hsr_train.engines.detection.high_performance import HIGH_PERFORMANCE, announcement
 from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.probe import cpu_batch, probe_batch
 from hsr_train.engines.detection.schedule import effective_batch
+from hsr_train.engines.detection.synthetic import SHOWING, Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
+from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
-from hsr_train.run.naming import described
 
 log = logging.getLogger(__name__)
 
 DEMO = "demo"
-# What names a run of a fold beside its data; see `run.naming`.
-_WORDS = {
-    "model.name": "model",
-    "train.batch": "batch",
-    "train.epochs": "epochs",
-    "optimizer.lr0": "lr0",
-    "optimizer.name": "optimizer",
-    "optimizer.llrd.enabled": "llrd",
-    "optimizer.llrd.decay_rate": "llrd_decay",
-    "train.imgsz": "imgsz",
-    "train.seed": "seed",
-    "model.weights": "weights",
-}
 
 
 def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions) -> Plan:
@@ -87,6 +78,12 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
             find_sources(sources, Path(experiment.output_dir).expanduser().absolute())
         except InputError as error:
             problems += error.problems
+    synthesis: Synthesis | None = None
+    try:
+        if dataset is not None:
+            synthesis = prepare_synthesis(experiment, dataset, machine, cache_dir, decisions)
+    except InputError as error:
+        problems += error.problems
     if problems or start is None:
         raise InputError(problems)
     if experiment.mode in ("validate", "predict", "export"):
@@ -94,9 +91,10 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     if dataset is not None and start.names is not None and experiment.origin.resume_from is None:
         _compare_classes(experiment, start, dataset)
     _decide_batch(experiment, machine, device, dataset, start, cache_dir, decisions)
-    _decide_loading(experiment, machine, device, dataset, cache_dir, decisions)
+    num_composed = synthesis.num_composed if synthesis is not None else 0
+    _decide_loading(experiment, machine, device, dataset, cache_dir, decisions, num_composed)
     if experiment.mode in ("train", "check") and dataset is not None:
-        problems = refused(experiment, start, dataset)
+        problems = refused(experiment, start, dataset, num_composed)
         if problems:
             raise InputError(problems)
     if experiment.mode == "train" and experiment.preset == HIGH_PERFORMANCE:
@@ -108,22 +106,37 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         device=device,
         cache_dir=cache_dir,
         sources=sources,
+        synthesis=synthesis,
     )
     fingerprints: dict[str, Any] = {"weights": {"file": str(start.file or ""), "sha256": start.sha256}}
     if dataset is not None:
         fingerprints["data"] = dataset.record()
+    if synthesis is not None:
+        if experiment.mode != "check":
+            for line in synthesis.summary():
+                log.info("%s", line)
+        own = synthesis.record()
+        both = f"{fingerprints['data']['fingerprint']}\n{own['fingerprint']}"
+        fingerprints["data"] |= {"fingerprint": hashlib.sha256(both.encode()).hexdigest(), "synthetic": own}
     return Plan(
         experiment=experiment,
         decisions=decisions,
         fingerprints=fingerprints,
         seeds={"train.seed": experiment.train.seed, "data.seed": experiment.data.seed},
-        summary=_summary(experiment, machine, start, dataset, decisions),
+        summary=summary(experiment, machine, start, dataset, synthesis, decisions),
         inputs=inputs,
-        data_files=dataset.files if dataset is not None else tuple,
-        run_name=_run_name(asked, dataset),
+        data_files=partial(_data_files, dataset, synthesis),
+        run_name=run_name(asked, dataset),
         device=device,
         fitting_cache=partial(_fitting_cache, dataset, experiment.train.imgsz, cache_dir),
     )
+
+
+def _data_files(dataset: DetectionSet | None, synthesis: Synthesis | None) -> Iterator[DataFile]:
+    """Yield every file that a run reads images from."""
+    for source in (dataset, synthesis):
+        if source is not None:
+            yield from source.files()
 
 
 def _take(section: Any, field: str, decision: Decision, decisions: Decisions) -> None:
@@ -157,7 +170,7 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
         is_demo=experiment.data.path == DEMO,
         model_is_typed=_is_typed(experiment, "model", "model.name"),
         decisions=decisions,
-        fetch=experiment.mode != "check",
+        fetch=experiment.mode not in ("check", *SHOWING),
     )
     experiment.model.name = found.architecture
     if found.url is None:
@@ -193,7 +206,7 @@ def _compare_classes(experiment: DetectExperiment, start: weights.Weights, datas
     assert start.names is not None
     if start.names == dataset.names or (experiment.ultralytics.single_cls and len(start.names) == 1):
         return
-    if experiment.mode in ("train", "check"):
+    if experiment.mode in ("train", "check", *SHOWING):
         shared = len(set(start.names) & set(dataset.names))
         log.info(
             "The weights know %d classes, the data %d, %d by the same name: the head is replaced where they differ",
@@ -254,6 +267,7 @@ def _decide_loading(
     dataset: DetectionSet | None,
     cache_dir: Path,
     decisions: Decisions,
+    num_composed: int,
 ) -> None:
     """Decide the validation's batch, workers and cache; the batch is a number already."""
     train = experiment.train
@@ -272,7 +286,7 @@ def _decide_loading(
     )
     _take(train, "cache", cache, decisions)
     if "train" in dataset.splits and experiment.origin.resume_from is None:  # a resumed run keeps its own
-        images = len(dataset.splits["train"].images)
+        images = len(dataset.splits["train"].images) + num_composed
         step = effective_batch(number, train.nbs, images)
         if step != train.nbs:
             reason = f"the multiple of train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
@@ -307,42 +321,8 @@ def _make_absolute(experiment: DetectExperiment) -> None:
         experiment.data.path = str(Path(experiment.data.path).expanduser().absolute())
     if experiment.data.cache_dir is not None:
         experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
+    for key in ("annotated_dir", "backgrounds_dir"):
+        folder = getattr(experiment.synthetic, key)
+        if folder is not None:
+            setattr(experiment.synthetic, key, str(Path(folder).expanduser().absolute()))
     experiment.model.weights_dirs = [str(Path(d).expanduser().absolute()) for d in experiment.model.weights_dirs]
-
-
-def _run_name(experiment: DetectExperiment, dataset: DetectionSet | None) -> str | None:
-    """Return the name of a fold's run: the same at each start, so that all folds can be found again."""
-    if experiment.mode != "train" or dataset is None or dataset.fold is None:
-        return None
-    file = dataset.yaml_path
-    name = file.parent.name if file.stem in ("data", "dataset") else file.stem
-    return described(experiment, name, dataset.fold, _WORDS, ("train", "optimizer", "augmentation", "ultralytics"))
-
-
-def _summary(
-    experiment: DetectExperiment,
-    machine: Machine,
-    start: weights.Weights,
-    dataset: DetectionSet | None,
-    decisions: Decisions,
-) -> list[str]:
-    """Return the plan in words."""
-    train, optimizer = experiment.train, experiment.optimizer
-    lines = ["Hardware", *(f"  {line}" for line in machine.describe())]
-    if dataset is not None:
-        lines += dataset.summary()
-    origin = str(start.file or "from scratch")
-    if start.url is not None:
-        origin = f"not on this machine: training would download {start.url}"
-    lines += [
-        "Plan",
-        f"  model {start.architecture}, weights {origin}",
-        f"  {train.epochs} epochs, {train.imgsz} px, batch {train.batch} (validation {train.val_batch}), "
-        f"{train.workers} workers, cache {train.cache}, device {train.device}, amp {train.amp}",
-        f"  optimizer {optimizer.name}, lr0 {optimizer.lr0}, patience {train.patience}, preset {experiment.preset}, "
-        f"tier {experiment.gpu_tier}",
-        f"  results under {experiment.output_dir}",
-        "Decisions",
-        *(f"  {machine.without_note(str(decision))}" for decision in decisions),
-    ]
-    return lines

@@ -29,6 +29,7 @@ from hsr_train.engines.detection.layer_rates import divide_by_module, rates_by_k
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.precision import mixed_precision_works
 from hsr_train.engines.detection.state import restore_state
+from hsr_train.engines.detection.synthetic import Synthesis
 from hsr_train.engines.detection.weights import Weights, architecture_yaml, load_model
 from hsr_train.recovery import Recovery
 from hsr_train.run.changes import set_value
@@ -58,6 +59,7 @@ class DetectionInputs:
         device: A torch device, such as cpu or cuda:0.
         cache_dir: Our cache folder.
         sources: mode=predict: the images, folder or video.
+        synthesis: What images are composed from, if any are.
     """
 
     dataset: DetectionSet | None
@@ -65,6 +67,7 @@ class DetectionInputs:
     device: str
     cache_dir: Path
     sources: Path | None = None
+    synthesis: Synthesis | None = None
 
 
 @contextmanager
@@ -141,7 +144,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
 
     @property
     def images_per_epoch(self) -> int:
-        """Number of training images."""
+        """Number of training images, composed ones included."""
         return len(self.train_loader.dataset)
 
     @property
@@ -233,6 +236,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         arguments = copy(self.args)
         if mode != "train":
             arguments.imgsz = self._recovery.initial("train.imgsz")
+        synthesis = self._inputs.synthesis if mode == "train" else None
         return RunDataset(
             self._dataset.splits[img_path],
             arguments,
@@ -242,6 +246,8 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
             batch_size=batch or self.batch_size,
             stride=self.stride,
             names=self._dataset.names,
+            composer=synthesis.composer(arguments.imgsz, arguments.seed) if synthesis else None,
+            num_composed=synthesis.num_composed if synthesis else 0,
         )
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:

@@ -1,0 +1,47 @@
+"""The section `synthetic` of `task=detect`: images composed while training, from cut-outs and backgrounds.
+
+`hsr_train.synthesis` takes it as it is; `checks.py` refuses what has no effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hsr_train.config.schema.common import knob
+
+BLENDS = ("hard", "feathered", "gaussian", "poisson")
+"""Ways to let a cut-out's edge go over into its background."""
+
+
+@dataclass
+class SyntheticConfig:
+    """Copy-paste synthesis: what is composed, and how many images of it each epoch has beside the real ones."""
+
+    enabled: bool | str = knob("auto", "Compose images; auto: if annotated_dir is given.")
+    annotated_dir: str | None = knob(
+        None, "Cut-outs by class: CLASS/images/* with CLASS/masks/<stem>_mask.png or <stem>.png, or CLASS/*.png (RGBA)."
+    )
+    backgrounds_dir: str | None = knob(None, "Folder of images without objects; null: the training images serve.")
+    ratio: float = knob(
+        2.0, "Composed images for each real one, in every epoch; fractions allowed, 0 is off.", ge=0, le=100
+    )
+    objects: list[int] = knob([1, 3], "Fewest and most objects pasted into an image.", ge=1, le=100)
+    scale: list[float] = knob(
+        [0.5, 1.5], "Least and largest factor on the size that an object had in its own photo.", gt=0, le=10
+    )
+    rotation: float = knob(15.0, "Rotation of an object, up to plus or minus this many degrees.", ge=0, le=180)
+    fliplr: float = knob(0.5, "Probability of mirroring an object.", ge=0, le=1)
+    truncation: float = knob(0.25, "Most of an object's width or height beyond the image's border.", ge=0, le=0.9)
+    max_overlap: float = knob(0.1, "Most overlap (IoU) of a pasted object's box with any other.", ge=0, le=1)
+    max_occlusion: float = knob(0.7, "An object of which a larger share is hidden has no label.", ge=0, lt=1)
+    hidden: str = knob(
+        "remove", "A pasted object that is hidden too much: remove its pixels too, or keep them.",
+        choices=("remove", "keep"),
+    )  # fmt: skip
+    color_match: float = knob(0.7, "Share of the way from an object's mean colour to that of its place.", ge=0, le=1)
+    blend: list[str] = knob(list(BLENDS), f"Edges, drawn for each object; any of {', '.join(BLENDS)}.")
+    balance: str = knob(
+        "none", "Classes of pasted objects: as the cut-outs are, each as often, or the really rare more often.",
+        choices=("none", "uniform", "inverse"),
+    )  # fmt: skip
+    count: int | None = knob(None, "mode=synthesize: images to write.", ge=1)

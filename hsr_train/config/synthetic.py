@@ -1,0 +1,70 @@
+"""The section `synthetic` as a whole: pairs, lists, and what has no effect; called by `checks.py`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema.synthetic import BLENDS, SyntheticConfig
+from hsr_train.config.strict import shown
+from hsr_train.decisions import Decision
+from hsr_train.errors import Problem
+
+_FREE_WHEN_OFF = {"synthetic.enabled"}
+_SHOWING = ("preview", "synthesize")
+
+
+def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decision]) -> list[Problem]:
+    """Check the section, and decide `enabled=auto`."""
+    config = e.synthetic
+    problems = [*_range("objects", config.objects), *_range("scale", config.scale), *_blends(config.blend)]
+    for key in ("annotated_dir", "backgrounds_dir"):
+        if getattr(config, key) == "":
+            problems.append(Problem(f"synthetic.{key}", "", "has no value", f"synthetic.{key}=FOLDER"))
+    if config.enabled not in (True, False, "auto"):
+        return [*problems, Problem("synthetic.enabled", shown(config.enabled), "must be auto, true or false")]
+    if e.mode == "synthesize" and config.count is None:
+        problems.append(Problem("synthetic.count", "null", "mode=synthesize needs a number", "synthetic.count=5000"))
+    if e.mode == "synthesize" and "output_dir" not in typed:
+        allowed = "mode=synthesize writes the set itself there"
+        problems.append(Problem("output_dir", e.output_dir, allowed, "output_dir=my/composed"))
+    if e.mode != "synthesize" and "synthetic.count" in typed:
+        allowed = "has no effect without mode=synthesize"
+        problems.append(Problem("synthetic.count", shown(config.count), allowed, "synthetic.ratio=2, or leave it out"))
+    asked = config.enabled is True or e.mode in _SHOWING
+    if asked and config.annotated_dir is None:
+        what = f"mode={e.mode}" if e.mode in _SHOWING else "synthetic.enabled=true"
+        allowed = f"{what} needs cut-outs to paste"
+        problems.append(Problem("synthetic.annotated_dir", "null", allowed, "synthetic.annotated_dir=FOLDER"))
+    elif config.annotated_dir is None or config.enabled is False:
+        missing = "synthetic.annotated_dir" if config.annotated_dir is None else "synthetic.enabled=true"
+        problems += [
+            Problem(key, shown(getattr(config, key.removeprefix("synthetic."))), f"has no effect without {missing}",
+                    "synthetic.annotated_dir=FOLDER, or leave it out")
+            for key in sorted(typed)
+            if key.startswith("synthetic.") and key not in _FREE_WHEN_OFF
+        ]  # fmt: skip
+    if config.enabled == "auto":
+        config.enabled = config.annotated_dir is not None and config.ratio > 0
+        if config.enabled and not problems:
+            decisions.append(Decision("synthetic.enabled", True, "synthetic.annotated_dir is given"))
+    return problems
+
+
+def _range(name: str, value: list[int] | list[float]) -> list[Problem]:
+    """Check a pair of least and largest."""
+    limits = next(f.metadata for f in fields(SyntheticConfig) if f.name == name)
+    low = limits.get("ge", limits.get("gt"))
+    good = len(value) == 2 and value[0] <= value[1] <= limits["le"] and value[0] >= low
+    if good and not ("gt" in limits and value[0] <= low):
+        return []
+    example = shown(SyntheticConfig().__dict__[name])
+    bound = "above" if "gt" in limits else "at least"
+    allowed = f"must be two numbers, the smaller one first, {bound} {low} and at most {limits['le']}"
+    return [Problem(f"synthetic.{name}", shown(value), allowed, f"synthetic.{name}={example}")]
+
+
+def _blends(value: list[str]) -> list[Problem]:
+    if value and set(value) <= set(BLENDS):
+        return []
+    return [Problem("synthetic.blend", shown(value), f"must be some of {', '.join(BLENDS)}", "synthetic.blend=[hard]")]

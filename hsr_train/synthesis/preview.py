@@ -1,0 +1,64 @@
+"""A contact sheet of composed images beside real ones, with their boxes, for a person to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from hsr_train.synthesis.backgrounds import Floats
+from hsr_train.synthesis.composer import Composer
+from hsr_train.synthesis.store import Image
+
+_TILE_PX, _GAP_PX, _TITLE_PX = 320, 6, 26
+_PAPER = 245
+
+
+def contact_sheet(
+    composer: Composer, real: Sequence[tuple[Image, Floats, Sequence[int]]], names: Sequence[str], columns: int = 4
+) -> Image:
+    """Return a picture: rows of composed images, then the real ones.
+
+    Args:
+        composer: Its images 0, 1, ... of epoch 0 are shown, two rows of them for each row of real ones.
+        real: Images with their boxes in pixels (x0, y0, x1, y1) and classes.
+        names: Class names by id.
+        columns: Images beside each other.
+    """
+    composed = [composer.compose(0, index) for index in range(max(2 * len(real), 2 * columns))]
+    parts = [_title("composed", columns)]
+    parts += _rows([_tile(one.image, one.boxes, one.classes.tolist(), names) for one in composed], columns)
+    if real:
+        parts += [_title("real", columns)]
+        parts += _rows([_tile(image, boxes, classes, names) for image, boxes, classes in real], columns)
+    return np.concatenate(parts)
+
+
+def _tile(image: Image, boxes: Floats, classes: Sequence[int], names: Sequence[str]) -> Image:
+    factor = _TILE_PX / max(image.shape[:2])
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR))
+    for box, class_id in zip((boxes * factor).round().astype(int).tolist(), classes, strict=True):
+        hue = np.array([[class_id * 67 % 256]], np.uint8)
+        colour = cv2.applyColorMap(hue, cv2.COLORMAP_HSV)[0, 0].tolist()
+        cv2.rectangle(small, box[:2], box[2:], colour, 1)
+        at = (max(box[0], 1), max(box[1] - 3, 9))
+        shadow = (at[0] + 1, at[1] + 1)
+        cv2.putText(small, names[class_id], shadow, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(small, names[class_id], at, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 255), 1, cv2.LINE_AA)
+    tile = np.full((_TILE_PX + _GAP_PX, _TILE_PX + _GAP_PX, 3), _PAPER, np.uint8)
+    tile[: small.shape[0], : small.shape[1]] = small
+    return tile
+
+
+def _rows(tiles: list[Image], columns: int) -> list[Image]:
+    empty = np.full_like(tiles[0], _PAPER)
+    tiles = tiles + [empty] * (-len(tiles) % columns)
+    return [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+
+
+def _title(text: str, columns: int) -> Image:
+    strip = np.full((_TITLE_PX, columns * (_TILE_PX + _GAP_PX), 3), _PAPER, np.uint8)
+    cv2.putText(strip, text, (4, _TITLE_PX - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip

@@ -1,0 +1,365 @@
+"""Composed images in a detection run: counted, mixed with the real ones, the same whatever loads them, recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from cutouts import RED, cutout, make_backgrounds, make_cutouts, write
+from detection_runs import differences, last_state, overrides, quick_pictures, read_json, resume, rows, train
+from yolo_sets import make_yolo_set
+
+import hsr_train
+from hsr_train.config.schema import DataConfig, SyntheticConfig
+from hsr_train.data.yolo import load_detection_set
+from hsr_train.decisions import Decisions
+from hsr_train.engines.detection.dataset import RunDataset, make_loader
+from hsr_train.engines.detection.options import training_arguments
+from hsr_train.engines.detection.synthetic import Synthesis
+from hsr_train.errors import InputError
+from hsr_train.run.directory import RunDirectory
+from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank
+
+from ultralytics.cfg import get_cfg  # isort: skip (after hsr_train, which isolates it)
+
+NUM_REAL = 9
+Key = tuple[int, int]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cut-outs, backgrounds, a set with boxes and one with polygons."""
+    root = tmp_path_factory.mktemp("synthetic")
+    make_cutouts(root / "cutouts")
+    make_backgrounds(root / "backgrounds", colour=(40, 90, 60))
+    for kind in ("boxes", "polygons"):
+        make_yolo_set(root / kind, n_train=NUM_REAL, n_val=3, polygons=kind == "polygons", seed=len(kind))
+    return root
+
+
+@cache
+def composed() -> Any:
+    return hsr_train.compose(overrides(Path("data.yaml"), Path("out"), Path("cache"), augmentation="default"))
+
+
+def build(folder: Path, work: Path, kind: str = "boxes", *, on_real: bool = False, images: str = "none",
+          single_cls: bool = False, **settings: Any) -> RunDataset:  # fmt: skip
+    """A training set with composed images."""
+    data = load_detection_set(
+        DataConfig(path=str(folder / kind / "data.yaml"), cache_dir=str(folder / "cache")), Decisions()
+    )
+    made = deepcopy(composed())
+    made.train.cache, made.ultralytics.single_cls = images, single_cls
+    config = SyntheticConfig(**{"ratio": 0.5, **settings})
+    bank = ObjectBank.read(folder / "cutouts", data.names, cache_dir=folder / "cache", side=64)
+    backgrounds = FolderBackgrounds.read(folder / "backgrounds", cache_dir=folder / "cache", side=64)
+    synthesis = Synthesis(config, bank, None if on_real else backgrounds, data)
+    return RunDataset(
+        data.splits["train"],
+        get_cfg(overrides=training_arguments(made, "cpu", work)),
+        augment=True,
+        open_epochs=2,
+        cache_dir=work / "cache",
+        batch_size=4,
+        stride=32,
+        names=data.names,
+        composer=synthesis.composer(64, 0),
+        num_composed=synthesis.num_composed,
+    )
+
+
+def digest(image: torch.Tensor, classes: torch.Tensor, boxes: torch.Tensor) -> str:
+    return hashlib.sha256(
+        b"".join(np.ascontiguousarray(t.numpy()).tobytes() for t in (image, classes, boxes))
+    ).hexdigest()
+
+
+def by_hand(data: RunDataset, keys: list[Key]) -> dict[Key, str]:
+    samples = {key: data[key] for key in keys}
+    return {key: digest(s["img"], s["cls"], s["bboxes"]) for key, s in samples.items()}
+
+
+def by_loader(data: RunDataset, workers: int, batch: int, epochs: range) -> dict[Key, str]:
+    found: dict[Key, str] = {}
+    loader = make_loader(data, batch_size=batch, at_once=batch, workers=workers, seed=0, shuffle=True,
+                         start_epoch=epochs.start, pin=False)  # fmt: skip
+    try:
+        for epoch in epochs:
+            for b in loader:
+                for i, file in enumerate(b["im_file"]):
+                    name = Path(file).stem
+                    composed = name.startswith("composed_")
+                    index = NUM_REAL + int(name.removeprefix("composed_")) if composed else data.im_files.index(file)
+                    own = b["batch_idx"] == i
+                    assert (epoch, index) not in found
+                    found[epoch, index] = digest(b["img"][i], b["cls"][own], b["bboxes"][own])
+    finally:
+        loader.close()
+    return found
+
+
+KINDS = [("boxes", False), ("boxes", True), ("polygons", True), ("polygons", False)]
+
+
+@pytest.mark.parametrize(("kind", "on_real"), KINDS)
+def test_samples_do_not_depend_on_workers_order_cache_or_batch(
+    folder: Path, tmp_path: Path, kind: str, on_real: bool
+) -> None:
+    data = build(folder, tmp_path, kind, on_real=on_real)
+    assert len(data) == NUM_REAL + 4
+    keys = [(epoch, index) for epoch in range(3) for index in range(len(data))]
+    expected: dict[Key, str] = {}
+    for key in keys:  # each from a data set that has loaded nothing else before
+        expected |= by_hand(build(folder, tmp_path, kind, on_real=on_real), [key])
+    assert len(set(expected.values())) == len(keys)
+    assert by_hand(data, keys[::-1]) == expected
+    assert by_hand(build(folder, tmp_path, kind, on_real=on_real, images="ram"), keys) == expected
+    assert by_loader(data, workers=2, batch=3, epochs=range(3)) == expected
+    later = {key: value for key, value in expected.items() if key[0] == 2}
+    assert by_loader(data, workers=0, batch=13, epochs=range(2, 3)) == later
+
+
+@pytest.mark.parametrize(("kind", "on_real"), KINDS)
+def test_composed_image_is_another_one_in_each_epoch_and_is_not_changed(
+    folder: Path, tmp_path: Path, kind: str, on_real: bool
+) -> None:
+    data = build(folder, tmp_path, kind, on_real=on_real)
+    seen = set()
+    for epoch in range(4):
+        data[epoch, NUM_REAL]
+        kept = data._composed[epoch, 0].image.copy()
+        seen.add(kept.tobytes())
+        for index in range(len(data)):
+            data[epoch, index]["img"].zero_()
+        again = data._composed.get((epoch, 0))
+        assert again is None or np.array_equal(again.image, kept)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(("kind", "on_real"), KINDS)
+def test_labels_of_composed_images_are_in_the_librarys_form(
+    folder: Path, tmp_path: Path, kind: str, on_real: bool
+) -> None:
+    data = build(folder, tmp_path, kind, on_real=on_real)
+    real, composed = data.get_image_and_label(0), data.get_image_and_label(NUM_REAL)
+    assert real.keys() == composed.keys()
+    _, boxes, classes, _ = data._compose(0)
+    assert len(boxes)
+    instances = composed["instances"]
+    assert len(instances.segments) == (len(boxes) if kind == "polygons" else 0)
+    assert composed["cls"].shape == (len(boxes), 1) and composed["cls"][:, 0].tolist() == classes.tolist()
+    instances.convert_bbox("xyxy")
+    instances.denormalize(*composed["img"].shape[1::-1])
+    assert np.abs(instances.bboxes - boxes).max() < 1e-3
+
+
+def test_single_class_holds_for_composed_images(folder: Path, tmp_path: Path) -> None:
+    data = build(folder, tmp_path, single_cls=True, balance="uniform", ratio=3.0)
+    assert any(data._compose(number).classes.any() for number in range(27))
+    assert not any(data[0, index]["cls"].any() for index in range(len(data)))
+
+
+def test_composed_images_are_among_the_partners_of_a_mosaic(folder: Path, tmp_path: Path) -> None:
+    data = build(folder, tmp_path, ratio=1.0)
+    data[0, 0]
+    asked = {number for _, number in data._composed}
+    for index in range(NUM_REAL):
+        data[0, index]
+        asked |= {number for _, number in data._composed}
+    assert len(asked) > 3
+
+
+# ---- runs
+
+
+def start(folder: Path, output: Path, **more: Any) -> list[str]:
+    """What is typed for a small run with composed images."""
+    given = {"synthetic__annotated_dir": folder / "cutouts", "synthetic__backgrounds_dir": folder / "backgrounds"}
+    settings = {"synthetic__ratio": 0.5, "tensorboard__enabled": "false", "train__epochs": 2, **given, **more}
+    return overrides(folder / "boxes" / "data.yaml", output, folder / "cache", **settings)
+
+
+def execute(words: list[str]) -> Path:
+    with quick_pictures():
+        found = hsr_train.execute(hsr_train.compose(words)).run_dir
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return execute(start(folder, tmp_path_factory.mktemp("run")))
+
+
+def test_run_counts_real_and_composed_images(finished: Path) -> None:
+    assert read_json(finished / "training_result.json")["synthetic"] == {"real": NUM_REAL, "composed": 4}
+    log = RunDirectory(finished).train_log.read_text()
+    assert "on 13 images, validating on 3" in log
+    assert "Composed images: 4 beside 9 real ones in every epoch, 3 cut-outs of 2 classes on 3 backgrounds" in log
+    assert "validation, early stopping and best.pt look at real images only" in log
+    manifest = read_json(finished / "manifest.json")["fingerprints"]["data"]["synthetic"]
+    assert manifest["cutouts_per_class"] == {"a": 2, "b": 1} and manifest["backgrounds"] == 3
+    listed = (finished / "data_files.csv").read_text()
+    assert listed.count("cut-outs,") == 3 and listed.count("backgrounds,") == 3
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one_to_the_bit(
+    folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two loader processes, where the whole run had none."""
+    from hsr_train.engines.detection.loop import Loop
+
+    begin = Loop._train_epoch
+
+    def stop_in_the_second(self: Loop, epoch: int, times: Any) -> dict[str, float]:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return begin(self, epoch, times)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loop, "_train_epoch", stop_in_the_second)
+        execute(start(folder, tmp_path))
+    (run,) = (tmp_path / "detect").iterdir()
+    with quick_pictures():
+        resume(run, "train.workers=2")
+    assert rows(run) == rows(finished)
+    whole, gone_on = last_state(finished), last_state(run)
+    assert (
+        differences(whole["ema"], gone_on["ema"]) == [] and differences(whole["optimizer"], gone_on["optimizer"]) == []
+    )
+
+
+def test_changed_or_new_cutouts_and_backgrounds_are_noticed(folder: Path, finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("cache"))
+    words = [f"reproduce={finished}", f"synthetic.annotated_dir={copy / 'cutouts'}", f"output_dir={tmp_path}"]
+    words += [f"synthetic.backgrounds_dir={copy / 'backgrounds'}", "mode=check"]
+    hsr_train.execute(hsr_train.compose(words))  # moved, and the same
+    write(copy / "cutouts" / "a" / "one.png", cutout((9, 9, 200)))
+    write(copy / "cutouts" / "a" / "new.png", cutout(RED))
+    (copy / "backgrounds" / "2.png").unlink()
+    with pytest.raises(InputError) as caught:
+        hsr_train.execute(hsr_train.compose(words))
+    for text in ("a/one.png: the image changed", "a/new.png: is new in cut-outs", "2.png: is gone from backgrounds"):
+        assert text in str(caught.value)
+
+
+def test_training_images_serve_as_backgrounds(folder: Path, tmp_path: Path) -> None:
+    run = execute(start(folder, tmp_path, synthetic__backgrounds_dir=None))
+    assert "on the training images" in RunDirectory(run).train_log.read_text()
+
+
+def test_preview_is_a_picture_and_trains_nothing(folder: Path, tmp_path: Path) -> None:
+    run = execute([*start(folder, tmp_path), "mode=preview", "synthetic.ratio=0"])
+    picture = cv2.imread(str(run / "preview.png"))
+    assert picture is not None and picture.shape[1] > 1000
+    assert not (run / "weights").exists() and not (run / "training_result.json").exists()
+
+
+def test_ratio_of_zero_is_a_run_without_composed_images(folder: Path, tmp_path: Path) -> None:
+    words = [*start(folder, tmp_path, synthetic__ratio=0), "mode=check"]
+    assert hsr_train.compose(words).synthetic.enabled is False
+    assert hsr_train.execute(hsr_train.compose(words)).status == "checked"
+
+
+# ---- bad input
+
+
+BAD = {
+    "synthetic.ratio=-1": "synthetic.ratio: -1.*at least 0",
+    "synthetic.objects=[3,1]": "must be two numbers, the smaller one first",
+    "synthetic.scale=[0,1]": "above 0",
+    "synthetic.blend=[soft]": "must be some of hard, feathered, gaussian, poisson",
+    "synthetic.blend=[]": "must be some of",
+    "synthetic.balance=even": "none, uniform, inverse",
+    "synthetic.enabled=perhaps": "must be auto, true or false",
+    "synthetic.enabled=false": "synthetic.annotated_dir: .*has no effect without synthetic.enabled=true",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_impossible_value_is_refused(folder: Path, tmp_path: Path, override: str) -> None:
+    with pytest.raises(InputError, match=BAD[override]):
+        hsr_train.compose([*start(folder, tmp_path, synthetic__ratio=None), override])
+
+
+@pytest.mark.parametrize(
+    "words", [["synthetic.ratio=1"], ["synthetic.backgrounds_dir=x"], ["synthetic.enabled=true"], ["mode=preview"]]
+)
+def test_what_has_no_effect_without_cutouts_is_refused(words: list[str]) -> None:
+    with pytest.raises(InputError, match=r"synthetic\.annotated_dir"):
+        hsr_train.compose(words)
+
+
+def test_preview_of_classification_is_refused() -> None:
+    with pytest.raises(InputError, match="for detectors"):
+        hsr_train.compose(["task=classify", "mode=preview"])
+
+
+def test_bad_folders_are_named_together_before_anything_is_made(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    more = {"synthetic__annotated_dir": tmp_path / "nowhere", "synthetic__backgrounds_dir": tmp_path / "empty"}
+    with pytest.raises(InputError) as caught:
+        train(folder / "boxes" / "data.yaml", tmp_path / "out", folder / "cache", **more)
+    assert {problem.key for problem in caught.value.problems} == {
+        "synthetic.annotated_dir",
+        "synthetic.backgrounds_dir",
+    }
+    assert not (tmp_path / "out").exists()
+
+
+# ---- a set on disk
+
+
+def synthesize(folder: Path, output: Path, count: int, *more: str) -> None:
+    words = [*start(folder, output), "mode=synthesize", f"synthetic.count={count}", *more]
+    assert hsr_train.execute(hsr_train.compose(words)).status == "synthesized"
+
+
+def test_set_of_composed_images_can_be_trained_on_and_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    synthesize(folder, made, 4)
+    first = {path: path.stat().st_mtime_ns for path in made.rglob("0*.*")}
+    assert len(first) == 3 * 4
+    (made / "labels" / "train" / "000002.txt").unlink()
+    before = (made / "images" / "train" / "000002.jpg").read_bytes()
+    synthesize(folder, made, 6)
+    assert (made / "images" / "train" / "000002.jpg").read_bytes() == before
+    kept = [path for path in first if "000002" not in path.name]
+    assert all(path.stat().st_mtime_ns == first[path] for path in kept)
+    data = load_detection_set(DataConfig(path=str(made / "data.yaml"), cache_dir=str(tmp_path / "cache")), Decisions())
+    assert len(data.splits["train"]) == 6 and len(data.splits["val"]) == 3
+    bank = ObjectBank.read(folder / "cutouts", data.names, cache_dir=folder / "cache", side=64, photo_side=64.0)
+    backgrounds = FolderBackgrounds.read(folder / "backgrounds", cache_dir=folder / "cache", side=64)
+    composer = Composer(bank, backgrounds, SyntheticConfig(), side=64)
+    for index, label in enumerate(data.splits["train"].labels):
+        _, boxes, classes, _ = composer.compose(0, index)
+        assert label[:, 0].tolist() == classes.tolist()
+        centres, sizes = label[:, 1:3] * 64, label[:, 3:5] * 64
+        assert np.abs(np.hstack([centres - sizes / 2, centres + sizes / 2]) - boxes).max(initial=0) < 0.01
+
+
+def test_folder_of_another_set_is_not_written_to(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    synthesize(folder, made, 2)
+    with pytest.raises(InputError, match="was composed otherwise"):
+        synthesize(folder, made, 2, "train.seed=1")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="must be a new or empty folder"):
+        synthesize(folder, tmp_path / "full", 2)
+
+
+def test_count_without_its_mode_and_the_mode_without_a_count_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"synthetic\.count: null: mode=synthesize needs a number"):
+        hsr_train.compose([*start(folder, tmp_path), "mode=synthesize"])
+    with pytest.raises(InputError, match="has no effect without mode=synthesize"):
+        hsr_train.compose([*start(folder, tmp_path), "synthetic.count=3"])
