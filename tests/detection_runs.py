@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,11 @@ def train(data: Path, output_dir: Path, cache_dir: Path, **more: Any) -> Result:
 def resume(run_dir: Path, *more: str) -> Result:
     """Continue a run in this process."""
     return hsr_train.execute(hsr_train.compose([f"resume={run_dir}", *more]))
+
+
+def short_folder() -> Path:
+    """Make a folder for a process's temporary files, gone with the session: pytest's own are too long for sockets."""
+    return Path(tempfile.mkdtemp(prefix="t", dir=Path(os.environ["HOME"]).parent))
 
 
 def fresh_environment(**more: str) -> dict[str, str]:

@@ -28,18 +28,17 @@ def start_quick(
 
     Args:
         words: What is typed.
-        cwd: Where, and for its temporary files.
+        cwd: Where.
         halt: Name of a file that shall be written only by half, how often it may be written before, and a file that
             appears when it has come to that.
         **environment: Added to the environment.
     """
-    from detection_runs import fresh_environment
+    from detection_runs import fresh_environment, short_folder
 
     option = [HALT + ":".join(map(str, halt))] if halt else []
     # A font list that is not made anew by every process, and no traces of killed ones outside the test's folder.
-    folders = {"MPLCONFIGDIR": str(cwd / "fonts"), "TMPDIR": str(cwd / "temporary")}
-    for folder in folders.values():
-        Path(folder).mkdir(exist_ok=True)
+    folders = {"MPLCONFIGDIR": str(cwd / "fonts"), "TMPDIR": str(short_folder())}
+    (cwd / "fonts").mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, __file__, *option, *words],
         cwd=cwd,

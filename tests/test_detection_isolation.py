@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from detection_runs import command, fresh_environment, overrides
+from detection_runs import command, fresh_environment, overrides, short_folder
 from yolo_sets import make_yolo_set
 
 FAKE_ALBUMENTATIONS = '''
@@ -46,7 +46,8 @@ class Traces:
         stderr: What it said.
         run: Its directory.
         events: (event, detail) for every network attempt, started program and changed file.
-        root: The folder with home, data, cwd, tmp, out and cache.
+        root: The folder with home, data, cwd, out and cache.
+        temporary: The folder for temporary files.
         before: Every file and folder of home, data and cwd with its time of change and size, before.
         after: The same afterwards.
     """
@@ -56,6 +57,7 @@ class Traces:
     run: Path
     events: list[tuple[str, str]]
     root: Path
+    temporary: Path
     before: dict[str, tuple[int, int]]
     after: dict[str, tuple[int, int]]
 
@@ -74,15 +76,16 @@ def listing(root: Path, *folders: str) -> dict[str, tuple[int, int]]:
 
 def traces(root: Path, **more: object) -> Traces:
     """Train in a process of its own that starts in an empty folder with an empty home."""
-    for folder in ("home", "cwd", "tmp", "site/albumentations"):
+    temporary = short_folder()
+    for folder in ("home", "cwd", "site/albumentations"):
         (root / folder).mkdir(parents=True)
     (root / "site" / "albumentations" / "__init__.py").write_text(FAKE_ALBUMENTATIONS)
     data = make_yolo_set(root / "data", n_train=9, n_val=3)
     before = listing(root, "home", "data", "cwd")
     environment = {
         "HOME": str(root / "home"),
-        "TMPDIR": str(root / "tmp"),
-        "TORCHINDUCTOR_CACHE_DIR": str(root / "tmp" / "torchinductor_cache"),  # torch sets it for good once asked
+        "TMPDIR": str(temporary),
+        "TORCHINDUCTOR_CACHE_DIR": str(temporary / "torchinductor_cache"),  # torch sets it for good once asked
         "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(root / "site")]),
         "HSR_TRAIN_TEST_EVENTS": str(root / "events"),
         **{f"XDG_{kind}_HOME": "" for kind in ("CACHE", "CONFIG", "DATA", "STATE")},
@@ -96,6 +99,7 @@ def traces(root: Path, **more: object) -> Traces:
         run=next((root / "out" / "detect").iterdir()),
         events=[(event, detail) for event, _, detail in (line.partition("\t") for line in lines)],
         root=root,
+        temporary=temporary,
         before=before,
         after=listing(root, "home", "data", "cwd"),
     )
@@ -105,7 +109,7 @@ def check(found: Traces) -> None:
     assert found.code == 0, found.stderr
     assert found.after == found.before, "home, data or the current directory changed"
     assert found.of("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto") == []
-    stays = [path.name for path in (found.root / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
+    stays = [path.name for path in found.temporary.iterdir() if not path.name.startswith("torchinductor_")]
     assert stays == [], "temporary folders of ours; torch keeps one of its own"
     loud = [line for line in found.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
     assert not [line for line in loud if "The weights find nothing" not in line], "an export says that, of such weights"
@@ -125,7 +129,7 @@ def test_run_leaves_home_data_and_current_directory_as_they_were(run: Traces) ->
 
 def test_run_writes_only_to_its_directory_the_cache_and_temporary_folders(run: Traces) -> None:
     """Also what it removed again; /dev and /proc are no files."""
-    allowed = [str(run.root / name) for name in ("out", "cache", "tmp")] + ["/dev/", "/proc/"]
+    allowed = [str(run.root / "out"), str(run.root / "cache"), str(run.temporary), "/dev/", "/proc/"]
     touched = set(run.of("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"))
     assert len(touched) > 20, "the events were recorded"
     relative = {p for p in touched if not p.startswith("/")}

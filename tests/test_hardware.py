@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -700,6 +701,16 @@ def test_choose_workers_is_bounded_by_the_cores(requested: int, cores: int, work
     decision = choose_workers(requested, machine_with(cores=cores))
     assert (decision.key, decision.value) == ("train.workers", workers)
     assert ("8 asked for, 2 cores usable" in decision.reason) == (workers < requested)
+
+
+def test_temporary_folder_too_long_for_sockets_means_no_loader_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would lose their first batch, and the run would wait for it for ever."""
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 80)
+    decision = choose_workers(8, machine_with(cores=16))
+    assert decision.value == 0
+    assert "too long for the sockets of loader processes; set TMPDIR=/tmp" in decision.reason
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 70)
+    assert choose_workers(8, machine_with(cores=16)).value == 8
 
 
 @pytest.mark.parametrize(("shm_mib", "workers"), [(64, 1), (20, 0), (8192, 8), (None, 8)])

@@ -6,8 +6,10 @@ engine asks for the rest when it prepares a run, and records the answers.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ DISK_MARGIN = 1.1
 DISK_RESERVE_BYTES = GIB
 # Batches that a loader process keeps in shared memory: two prefetched, one being handed over.
 BATCHES_PER_WORKER = 3
+# A socket's path has at most 107 bytes, and Python adds 32; a loader whose path is longer loses its batches and hangs.
+LONGEST_TEMPORARY_FOLDER = 75
 CACHES = ("auto", "ram", "disk", "none")
 DEVICE_FORMS = "auto, cpu, a GPU number, or a list of them"
 
@@ -132,6 +136,10 @@ def choose_workers(requested: int, machine: Machine, *, batch_bytes: int = 0) ->
     bounds = [(requested, "as configured")]
     if requested > machine.cores:
         bounds.append((machine.cores, f"{requested} asked for, {_cores(machine)} usable"))
+    folder = tempfile.gettempdir()
+    if requested and len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER:
+        reason = f"the path of {folder} is too long for the sockets of loader processes; set TMPDIR=/tmp"
+        bounds.append((0, reason))
     if batch_bytes and machine.shm_free_bytes is not None:
         fitting = machine.shm_free_bytes // (BATCHES_PER_WORKER * batch_bytes)
         if fitting < requested:
