@@ -34,7 +34,10 @@ SAME_STOP_S = {signal.SIGINT: 1.0, signal.SIGTERM: 10.0}
 
 def console() -> int:
     """Run the command that this process is; return its exit status."""
-    return main(supervise=True)
+    status = main(supervise=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # what is done is recorded: no signal makes it undone any more
+        signal.signal(number, signal.SIG_IGN)
+    return status
 
 
 def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:

@@ -285,9 +285,9 @@ def test_command_whose_disk_is_filled_to_the_last_byte(
 
 VANISHING = {
     "with the first samples": (Loop, "_train_epoch", 1),
-    "between two batches": (Loop, "_backward", 5),
+    "between two batches": (Loop, "backward", 5),
     "before the state": (Loop, "_validate", 2),
-    "in the last epoch": (Loop, "_backward", 9),
+    "in the last epoch": (Loop, "backward", 9),
     "before the final evaluation": (engine, "evaluate", 1),
     "after the final evaluation": (engine, "plot_curves", 1),
 }
