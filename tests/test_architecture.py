@@ -73,11 +73,12 @@ MAY_IMPORT = {
     "engines.registry": {"engines.base", *COMMON},
     "engines.memory": {"recovery", "run.atomic", "run.changes", *COMMON},
     "engines.states": {"run", *COMMON},
+    "engines.loader_start": COMMON,
     "engines.signatures": COMMON,
     "errors": set(),
     "decisions": set(),
 }
-SHARED = {"engines.base", "engines.memory", "engines.signatures", "engines.states"}
+SHARED = {"engines.base", "engines.loader_start", "engines.memory", "engines.signatures", "engines.states"}
 ENGINE_MAY_IMPORT = {*SHARED, "config.schema", "run", "recovery", "data", "synthesis", "hardware", *COMMON}
 # Libraries that only some rooms know.
 KNOWN_ONLY_TO = {

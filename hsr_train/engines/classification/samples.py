@@ -29,6 +29,7 @@ from hsr_train.config.schema.classify import ClassifyAugmentationConfig
 from hsr_train.data.images import quiet_decoder
 from hsr_train.engines.classification.augment import Picture, View, drawing
 from hsr_train.engines.classification.batches import WHOLE, EndlessBatches, Poisson, SampleKey, Share, part_sizes
+from hsr_train.engines.loader_start import heed_stops, stops_held
 from hsr_train.errors import RunError
 
 _MIXING = 1  # sets the draws of a batch apart from those of a sample
@@ -257,6 +258,7 @@ def _start_worker(worker_id: int) -> None:
     """Leave Ctrl-C to the main process; obey SIGTERM, which schedulers send to all, without a sign of failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    heed_stops()
     sys.excepthook = _say_unless_left
     cv2.setNumThreads(0)  # the workers themselves are as many as there are cores
 
@@ -292,7 +294,8 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         if self._iterator is None:
-            self._iterator = iter(self._loader)
+            with stops_held():
+                self._iterator = iter(self._loader)
         epoch_parts, sizes = self._parts(), self.sizes
         self._epoch += 1
         for size, parts in zip(sizes, epoch_parts, strict=True):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from hsr_train.data.detection_set import DetectionSplit
 from hsr_train.engines.detection.library import bring_up
+from hsr_train.engines.loader_start import heed_stops, stops_held
 from hsr_train.run.atomic import atomic_path
 from hsr_train.synthesis import Composed, Composer, TrainingBackgrounds
 
@@ -347,7 +348,14 @@ def _start_worker(worker_id: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    heed_stops()
     sys.excepthook = _say_unless_left
+
+
+class _Loader(InfiniteDataLoader):  # type: ignore[misc]
+    def _get_iterator(self) -> Any:
+        with stops_held():
+            return super()._get_iterator()
 
 
 def make_loader(
@@ -374,7 +382,7 @@ def make_loader(
         pin: Whether batches are put where a GPU copies from fastest.
     """
     sampler = EpochSampler(len(dataset), seed, start_epoch, shuffle)
-    loader = InfiniteDataLoader(
+    loader = _Loader(
         dataset=dataset,
         batch_size=min(batch_size, len(dataset)),
         sampler=sampler,
