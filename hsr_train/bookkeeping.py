@@ -105,7 +105,12 @@ def throughput(plan: Plan, run: RunDirectory, recovery: Recovery, before: int) -
     log.info("Throughput: %s", figures.describe())
     if advice is not None:
         log.info("Bottleneck: %s", advice)
-    return {"images_per_s": figures.images_per_s, "wait_share": figures.wait_share, "bottleneck": advice}
+    return {
+        "images_per_s": figures.images_per_s,
+        "epoch_s": figures.epoch_s,
+        "wait_share": figures.wait_share,
+        "bottleneck": advice,
+    }
 
 
 def so_far(run: RunDirectory) -> Result:

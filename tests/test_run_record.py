@@ -38,6 +38,7 @@ RECORD = RunRecord(
     recovery=[{"epoch": 3, "place": "forward", "rung": "halve batch", "from": 16, "to": 8}],
     exports=[{"format": "onnx", "path": "weights/best.onnx"}],
     best_epoch=25,
+    throughput={"images_per_s": 40.0, "epoch_s": 130.0, "wait_share": 0.02, "bottleneck": None},
     extra={"classes": ["cup"]},
 )
 
@@ -102,7 +103,7 @@ def test_summary_answers_in_seven_sections(tmp_path: Path) -> None:
         r"Status +completed",
         r"Started +2026-11-20 14:30:00 UTC",
         r"Training time +1:15:00 h",
-        r"Per epoch +2:30 min",
+        r"Per epoch +2:10 min \(median\)",
         r"Epochs +30 of 50",
         r"Best epoch +25",
         r"Best weights +weights/best\.pt",

@@ -128,7 +128,7 @@ def row(epoch: int, **more: Any) -> dict[str, Any]:
 def test_figures_are_of_the_epochs_after_the_first() -> None:
     rows = [row(1, wait_s=8.0, images_per_s=1.0), row(2, gpu_util=0.5, gpu_used_share=0.2), row(3, images_per_s=10.0)]
     figures = summarise(rows)
-    assert figures == Figures(2, True, 16.0, 80, 11.25, 0.25, 0.1, gpu_util=0.5, gpu_used_share=0.2)
+    assert figures == Figures(2, True, 16.0, 80, 11.25, 0.25, 0.1, gpu_util=0.5, gpu_used_share=0.2, epoch_s=10.0)
 
 
 def test_figures_of_one_epoch_are_not_steady() -> None:

@@ -98,9 +98,9 @@ def summary_text(record: RunRecord) -> str:
     if record.ended is not None:
         timing["Ended"] = _moment(record.ended)
     timing["Training time"] = _duration(record.training_time_s)
-    if record.epochs_completed:
-        timing["Per epoch"] = _duration(record.training_time_s / record.epochs_completed)
     if record.throughput is not None:
+        if (epoch_s := record.throughput.get("epoch_s")) is not None:
+            timing["Per epoch"] = f"{_duration(epoch_s)} (median)"
         speed, waiting = record.throughput["images_per_s"], record.throughput["wait_share"]
         timing["Throughput"] = f"{speed:.1f} images/s, waiting for data {100 * waiting:.0f} % of training"
         timing["Bottleneck"] = record.throughput["bottleneck"] or "none found"

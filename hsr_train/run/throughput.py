@@ -148,6 +148,7 @@ class Figures:
         gpu_util: Mean of the training's time.
         gpu_used_share: Most of the GPU's memory that was in use.
         cpu_util: Mean of the training's time, of all usable cores.
+        epoch_s: Median seconds of an epoch with its validation.
     """
 
     epochs: int
@@ -160,6 +161,7 @@ class Figures:
     gpu_util: float | None = None
     gpu_used_share: float | None = None
     cpu_util: float | None = None
+    epoch_s: float | None = None
 
     def describe(self) -> str:
         """Return one line for a person."""
@@ -200,6 +202,7 @@ def summarise(rows: Sequence[Mapping[str, Cell]], after: int = 0) -> Figures | N
         gpu_util=_mean(chosen, "gpu_util"),
         gpu_used_share=max(used, default=None),
         cpu_util=_mean(chosen, "cpu_util"),
+        epoch_s=median(_number(row, "epoch_s") for row in chosen),
     )
 
 
