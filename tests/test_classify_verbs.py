@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -162,6 +166,29 @@ def test_export_gives_the_probabilities_of_the_weights(do: Do, best: Path, name:
     assert entry["size_bytes"] == (folder / entry["path"]).stat().st_size
     about = read_json(folder / "best.json")
     assert (about["classes"], about["imgsz"]) == (CLASSES, 48)
+    if name == "onnx":
+        session = importlib.import_module("onnxruntime").InferenceSession(str(folder / entry["path"]))
+        inside = session.get_modelmeta().custom_metadata_map
+        assert {key: json.loads(value) for key, value in inside.items()} == about
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_documented_use_of_an_onnx_file_gives_the_class_of_an_image(
+    do: Do, best: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = folder_of(do("export", best, export__formats="[onnx]")) / "exports"
+    guide = (Path(__file__).parents[1] / "docs" / "classification.md").read_text()
+    (code,) = re.findall(r"```python\n(session = .*?)```", guide, re.DOTALL)
+    asked = do("predict", best, data / "train", augmentation__crop="random_resized")
+    table = list(csv.DictReader((folder_of(asked) / "predictions.csv").read_text().splitlines()))
+    monkeypatch.chdir(folder)
+    for row in table[::6]:
+        shutil.copy(data / "train" / row["file"], "cup.jpg")
+        capsys.readouterr()
+        exec(code, {"onnxruntime": onnxruntime, "json": json, "cv2": cv2})
+        assert capsys.readouterr().out.strip() == row["predicted"]
 
 
 def test_export_without_a_set_is_compared_on_noise(best: Path, tmp_path: Path, shared_cache: Path) -> None:

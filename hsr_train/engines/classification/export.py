@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 import time
 import warnings
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hsr_train.config.schema import ClassifyExperiment
+from hsr_train.engines.classification.augment import CENTRE
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.samples import normalise
 from hsr_train.engines.classification.training import samples
@@ -29,6 +31,8 @@ from hsr_train.run.atomic import atomic_path, write_json
 log = logging.getLogger(__name__)
 
 MOST_IMAGES = 64
+VIEWS = (f"the middle square, {CENTRE:g} of the short side", "the whole image, squeezed")
+"""What of an image a network without augmentation sees."""
 TOLERANCE = 1e-3
 """Largest difference of a probability; float32 on one machine differs by some 1e-6."""
 
@@ -54,8 +58,8 @@ def export_classifier(
 ) -> list[dict[str, Any]]:
     """Write a network in every asked format, each compared with the original on real images.
 
-    The input is (images, 3, side, side) of float32, normalised; `<stem>.json` beside the files says how, and which
-    class an output is. The output is scores before softmax.
+    The input is (images, 3, side, side) of float32, normalised; `<stem>.json` beside the files, and the
+    metadata of an ONNX file, say how, and which class an output is. The output is scores before softmax.
 
     Args:
         experiment: `export`, `train.imgsz` and how images are read.
@@ -74,6 +78,14 @@ def export_classifier(
     folder.mkdir(parents=True, exist_ok=True)
     network = model.cpu()
     batch = _images(experiment, inputs)
+    about: dict[str, Any] = {
+        "classes": inputs.classes,
+        "imgsz": experiment.train.imgsz,
+        "mean": inputs.mean,
+        "std": inputs.std,
+        "view": VIEWS[experiment.augmentation.crop == "resize"],
+        "input": "RGB / 255, minus mean, divided by std",
+    }
     with torch.no_grad():
         expected = _softmax(network(batch))
     done = []
@@ -83,6 +95,8 @@ def export_classifier(
         path.unlink(missing_ok=True)
         with atomic_path(path) as draft:
             run = {"onnx": _to_onnx, "torchscript": _to_torchscript}[name](experiment, network, batch, draft)
+            if name == "onnx":
+                _describe(draft, about)
             difference = float(np.abs(run(batch) - expected).max())
             if difference > TOLERANCE:
                 raise RunError(
@@ -99,9 +113,16 @@ def export_classifier(
             }
         )
         log.info("%s: %s agrees with %s on %d images (at most %.1g)", name, path, file.name, len(batch), difference)
-    about = {"classes": inputs.classes, "imgsz": experiment.train.imgsz, "mean": inputs.mean, "std": inputs.std}
-    write_json(folder / f"{file.stem}.json", {**about, "input": "RGB / 255, minus mean, divided by std"})
+    write_json(folder / f"{file.stem}.json", about)
     return done
+
+
+def _describe(path: Path, about: dict[str, Any]) -> None:
+    """Put the description into an ONNX file too, each value as JSON: a file that is copied alone still tells it."""
+    onnx = importlib.import_module("onnx")
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
+    onnx.save(model, str(path))
 
 
 def _images(experiment: ClassifyExperiment, inputs: ClassifyInputs) -> Tensor:
