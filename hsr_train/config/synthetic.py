@@ -37,13 +37,15 @@ def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decisi
     sources = [key for key in SOURCES if getattr(config, key) != getattr(_DEFAULT, key)]
     for key in sources[1:]:
         value, allowed = shown(getattr(config, key)), f"cut-outs come from synthetic.{sources[0]} already"
-        problems.append(Problem(f"synthetic.{key}", value, allowed, f"type one of {' and '.join(sources)}"))
+        problems.append(Problem(f"synthetic.{key}", value, allowed, "type one of them"))
     asked = config.enabled is True or e.mode in _SHOWING
     if config.enabled is False or not (asked or sources or config.backgrounds_dir is not None):
-        missing = "synthetic.enabled=true" if config.enabled is False else "cut-outs"
+        missing, remedy = "cut-outs", "synthetic.annotated_dir=FOLDER"
+        if config.enabled is False:
+            missing = remedy = "synthetic.enabled=true"
         problems += [
             Problem(key, shown(getattr(config, key.removeprefix("synthetic."))), f"has no effect without {missing}",
-                    "synthetic.annotated_dir=FOLDER, or leave it out")
+                    f"{remedy}, or leave it out")
             for key in sorted(typed)
             if key.startswith("synthetic.") and key not in _FREE_WHEN_OFF
         ]  # fmt: skip
