@@ -270,6 +270,88 @@ def test_ratio_of_zero_is_a_run_without_composed_images(folder: Path, tmp_path: 
     assert hsr_train.execute(hsr_train.compose(words)).status == "checked"
 
 
+# ---- where cut-outs come from
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sets whose objects are large enough to be cut out, of polygons and of boxes, and masks of the second."""
+    root = tmp_path_factory.mktemp("large")
+    for kind in ("boxes", "polygons"):
+        make_yolo_set(root / kind, n_train=4, n_val=2, size=(256, 256), polygons=kind == "polygons", seed=len(kind))
+        (root / kind / "labels" / "train" / "0000.txt").write_text(
+            "0 0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7\n" if kind == "polygons" else "0 0.5 0.5 0.4 0.4\n"
+        )
+    mask = np.zeros((256, 256), np.uint8)
+    mask[80:176, 80:176] = 255
+    write(root / "masks" / "0000.png", mask)
+    make_backgrounds(root / "backgrounds")
+    return root
+
+
+def check(large: Path, tmp_path: Path, kind: str, **more: Any) -> Any:
+    """The plan of a run: what is prepared, without training."""
+    from hsr_train.engines.detection.preparation import prepare
+    from hsr_train.hardware import detect
+
+    typed = {f"synthetic__{key}": value for key, value in more.items()}
+    words = overrides(large / kind / "data.yaml", tmp_path / "out", tmp_path / "cache", **typed)
+    return prepare(hsr_train.compose([*words, "mode=check"]), detect(), Decisions())
+
+
+def test_backgrounds_and_polygons_switch_it_on(large: Path, tmp_path: Path) -> None:
+    plan = check(large, tmp_path, "polygons", backgrounds_dir=large / "backgrounds")
+    assert plan.experiment.synthetic.enabled is True
+    record = plan.fingerprints["data"]["synthetic"]
+    assert record["source"] == "polygons" and record["cutouts"] >= 1
+    assert any(d.key == "synthetic.enabled" and d.value is True for d in plan.decisions)
+    assert "cut out of the training images by their polygons" in "\n".join(plan.summary)
+
+
+def test_backgrounds_and_boxes_leave_it_off_and_say_what_would_switch_it_on(large: Path, tmp_path: Path) -> None:
+    plan = check(large, tmp_path, "boxes", backgrounds_dir=large / "backgrounds")
+    assert plan.experiment.synthetic.enabled is False and plan.inputs.synthesis is None
+    (reason,) = (d.reason for d in plan.decisions if d.key == "synthetic.enabled")
+    assert "labels are boxes" in reason and "synthetic.masks=grabcut" in reason
+
+
+def test_polygons_alone_leave_it_off_until_it_is_asked_for(large: Path, tmp_path: Path) -> None:
+    assert check(large, tmp_path, "polygons").inputs.synthesis is None
+    plan = check(large, tmp_path, "polygons", enabled="true")
+    assert plan.fingerprints["data"]["synthetic"]["source"] == "polygons"
+
+
+def test_boxes_alone_are_refused_where_cutouts_are_asked_for(large: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="labels are boxes") as caught:
+        check(large, tmp_path, "boxes", enabled="true")
+    assert "synthetic.annotated_dir=FOLDER" in str(caught.value) and "synthetic.masks=grabcut" in str(caught.value)
+
+
+def test_masks_are_hashed_with_the_data(large: Path, tmp_path: Path) -> None:
+    plan = check(large, tmp_path, "boxes", masks_dir=large / "masks")
+    record = plan.fingerprints["data"]["synthetic"]
+    assert (record["source"], record["cutouts"]) == ("masks_dir", 1)
+    assert sum(record["left_out"].values()) == len(record["rejected"]) > 0
+    assert [row[:2] for row in plan.data_files() if row[0] == "masks"] == [("masks", "0000.png")]
+    assert plan.experiment.synthetic.masks_dir == str(large / "masks")
+
+
+def test_grabcut_is_recorded_as_the_source(large: Path, tmp_path: Path) -> None:
+    image = np.full((256, 256, 3), (60, 150, 60), np.uint8)
+    cv2.circle(image, (128, 128), 46, RED, -1)
+    copy = tmp_path / "set"
+    shutil.copytree(large / "boxes", copy)
+    write(copy / "images" / "train" / "0000.jpg", image)
+    plan = check(tmp_path, tmp_path, "set", masks="grabcut")
+    assert plan.fingerprints["data"]["synthetic"]["source"] == "grabcut"
+
+
+def test_preview_shows_the_cutouts_too(large: Path, tmp_path: Path) -> None:
+    words = overrides(large / "polygons" / "data.yaml", tmp_path, tmp_path / "cache", train__imgsz=128)
+    run = execute([*words, "mode=preview"])
+    assert all(cv2.imread(str(run / name)) is not None for name in ("preview.png", "cutouts.png"))
+
+
 # ---- bad input
 
 
@@ -291,12 +373,20 @@ def test_impossible_value_is_refused(folder: Path, tmp_path: Path, override: str
         hsr_train.compose([*start(folder, tmp_path, synthetic__ratio=None), override])
 
 
+@pytest.mark.parametrize("word", ["synthetic.ratio=1", "synthetic.cutouts_per_class=9"])
+def test_what_has_no_effect_without_cutouts_is_refused(word: str) -> None:
+    with pytest.raises(InputError, match="has no effect without cut-outs"):
+        hsr_train.compose([word])
+
+
 @pytest.mark.parametrize(
-    "words", [["synthetic.ratio=1"], ["synthetic.backgrounds_dir=x"], ["synthetic.enabled=true"], ["mode=preview"]]
+    "second", ["synthetic.masks=grabcut", "synthetic.masks_dir=x", "synthetic.cutouts_per_class=9"]
 )
-def test_what_has_no_effect_without_cutouts_is_refused(words: list[str]) -> None:
-    with pytest.raises(InputError, match=r"synthetic\.annotated_dir"):
-        hsr_train.compose(words)
+def test_cutouts_come_from_one_source(folder: Path, tmp_path: Path, second: str) -> None:
+    key = second.partition("=")[0]
+    with pytest.raises(InputError) as caught:
+        hsr_train.compose([*start(folder, tmp_path), second])
+    assert [problem.key for problem in caught.value.problems] == [key]
 
 
 def test_preview_of_classification_is_refused() -> None:

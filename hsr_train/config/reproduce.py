@@ -32,6 +32,7 @@ FREE = (
     "data.path",
     "data.cache_dir",
     "synthetic.annotated_dir",
+    "synthetic.masks_dir",
     "synthetic.backgrounds_dir",
     "model.weights",
     "model.weights_dirs",

@@ -10,15 +10,18 @@ from hsr_train.config.strict import shown
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
 
+SOURCES = ("annotated_dir", "masks", "masks_dir")
+"""Keys that say where cut-outs come from; without any, from polygons, which only the labels can tell."""
+_DEFAULT = SyntheticConfig()
 _FREE_WHEN_OFF = {"synthetic.enabled"}
 _SHOWING = ("preview", "synthesize")
 
 
 def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decision]) -> list[Problem]:
-    """Check the section, and decide `enabled=auto`."""
+    """Check the section, and decide `enabled=auto`, unless that takes the labels: then `auto` it stays."""
     config = e.synthetic
     problems = [*_range("objects", config.objects), *_range("scale", config.scale), *_blends(config.blend)]
-    for key in ("annotated_dir", "backgrounds_dir"):
+    for key in ("annotated_dir", "masks_dir", "backgrounds_dir"):
         if getattr(config, key) == "":
             problems.append(Problem(f"synthetic.{key}", "", "has no value", f"synthetic.{key}=FOLDER"))
     if config.enabled not in (True, False, "auto"):
@@ -31,23 +34,30 @@ def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decisi
     if e.mode != "synthesize" and "synthetic.count" in typed:
         allowed = "has no effect without mode=synthesize"
         problems.append(Problem("synthetic.count", shown(config.count), allowed, "synthetic.ratio=2, or leave it out"))
+    sources = [key for key in SOURCES if getattr(config, key) != getattr(_DEFAULT, key)]
+    for key in sources[1:]:
+        value, allowed = shown(getattr(config, key)), f"cut-outs come from synthetic.{sources[0]} already"
+        problems.append(Problem(f"synthetic.{key}", value, allowed, "type one of them"))
     asked = config.enabled is True or e.mode in _SHOWING
-    if asked and config.annotated_dir is None:
-        what = f"mode={e.mode}" if e.mode in _SHOWING else "synthetic.enabled=true"
-        allowed = f"{what} needs cut-outs to paste"
-        problems.append(Problem("synthetic.annotated_dir", "null", allowed, "synthetic.annotated_dir=FOLDER"))
-    elif config.annotated_dir is None or config.enabled is False:
-        missing = "synthetic.annotated_dir" if config.annotated_dir is None else "synthetic.enabled=true"
+    if config.enabled is False or not (asked or sources or config.backgrounds_dir is not None):
+        missing, remedy = "cut-outs", "synthetic.annotated_dir=FOLDER"
+        if config.enabled is False:
+            missing = remedy = "synthetic.enabled=true"
         problems += [
             Problem(key, shown(getattr(config, key.removeprefix("synthetic."))), f"has no effect without {missing}",
-                    "synthetic.annotated_dir=FOLDER, or leave it out")
+                    f"{remedy}, or leave it out")
             for key in sorted(typed)
             if key.startswith("synthetic.") and key not in _FREE_WHEN_OFF
         ]  # fmt: skip
-    if config.enabled == "auto":
-        config.enabled = config.annotated_dir is not None and config.ratio > 0
+    if "synthetic.cutouts_per_class" in typed and config.annotated_dir is not None:
+        allowed = "is about training images, and synthetic.annotated_dir is given"
+        problems.append(
+            Problem("synthetic.cutouts_per_class", shown(config.cutouts_per_class), allowed, "leave it out")
+        )
+    if config.enabled == "auto" and (sources or config.backgrounds_dir is None or config.ratio == 0):
+        config.enabled = bool(sources) and config.ratio > 0
         if config.enabled and not problems:
-            decisions.append(Decision("synthetic.enabled", True, "synthetic.annotated_dir is given"))
+            decisions.append(Decision("synthetic.enabled", True, f"synthetic.{sources[0]} is given"))
     return problems
 
 

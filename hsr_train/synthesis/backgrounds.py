@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,14 +13,13 @@ import numpy.typing as npt
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.synthesis.files import BadImageError, SourceFile, decode, fingerprint, images_in
+from hsr_train.synthesis.reading import hash_all, read_all, refuse_bad
 from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 KEY = "synthetic.backgrounds_dir"
 ZOOM = 1.4
 """A background is cropped to between 1 / ZOOM of its shorter side and all of it."""
 _VERSION = 1
-_AT_ONCE = 32
-_MOST_LINES = 20
 
 Floats = npt.NDArray[np.float32]
 
@@ -103,8 +101,7 @@ class FolderBackgrounds:
         if not files:
             remedy = "put images without objects there, or leave it out: the training images serve"
             raise InputError(Problem(KEY, str(folder), "holds no images", remedy))
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(SourceFile.hash, files))
+        hash_all(files)
         largest = round(side * ZOOM)
         stored = len(files) * largest * largest * 3 * 1.8 <= limit_bytes  # of a 16:9 image
         key = fingerprint(files, _VERSION, largest, stored)
@@ -115,11 +112,7 @@ class FolderBackgrounds:
 
         pixels, notes = build_store(Path(cache_dir) / "synthesis", key[:32], make)
         bad: dict[str, str] = notes["bad"]
-        if bad and (not skip_bad or not notes["used"]):
-            problems = [Problem(f"{KEY} ({name})", "", why) for name, why in list(bad.items())[:_MOST_LINES]]
-            what = f"{len(bad)} of {len(files)} files cannot be used"
-            remedy = "repair them" + (", or leave them out: data.on_bad=skip" if notes["used"] else "")
-            raise InputError([*problems, Problem(KEY, str(folder), what, remedy)])
+        refuse_bad(KEY, str(folder), bad, len(files), skip_bad=skip_bad, some_left=bool(notes["used"]))
         return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, largest)
 
     def draw(self, rng: np.random.Generator, side: int) -> Scene:
@@ -142,22 +135,14 @@ class FolderBackgrounds:
 
 
 def _prepared(files: list[SourceFile], notes: dict[str, Any], largest: int, stored: bool) -> Iterator[Image]:
-    def one(file: SourceFile) -> Image | BadImageError:
-        try:
-            return _reduced(decode(file.image), largest)
-        except BadImageError as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), _AT_ONCE):
-            some = files[start : start + _AT_ONCE]
-            for number, (file, result) in enumerate(zip(some, pool.map(one, some), strict=True), start):
-                if isinstance(result, BadImageError):
-                    notes["bad"][file.name] = str(result)
-                    continue
-                notes["used"].append(number)
-                if stored:
-                    yield result
+    read = read_all(files, lambda file: _reduced(decode(file.image), largest), "Reading backgrounds")
+    for number, (file, result) in enumerate(read):
+        if isinstance(result, BadImageError):
+            notes["bad"][file.name] = str(result)
+            continue
+        notes["used"].append(number)
+        if stored:
+            yield result
 
 
 def _reduced(image: Image, shorter: int) -> Image:

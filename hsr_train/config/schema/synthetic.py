@@ -17,9 +17,21 @@ BLENDS = ("hard", "feathered", "gaussian", "poisson")
 class SyntheticConfig:
     """Copy-paste synthesis: what is composed, and how many images of it each epoch has beside the real ones."""
 
-    enabled: bool | str = knob("auto", "Compose images; auto: if annotated_dir is given.")
+    enabled: bool | str = knob(
+        "auto", "Compose images; auto: if cut-outs are given, or backgrounds and polygon labels."
+    )
     annotated_dir: str | None = knob(
         None, "Cut-outs by class: CLASS/images/* with CLASS/masks/<stem>_mask.png or <stem>.png, or CLASS/*.png (RGBA)."
+    )
+    masks: str = knob(
+        "none", "Cut objects out of training images that have boxes only; grabcut: by their colours.",
+        choices=("none", "grabcut"),
+    )  # fmt: skip
+    masks_dir: str | None = knob(
+        None, "Masks of training images: <stem>.png or <stem>_mask.png for all objects, or <stem>_<n>.png for each."
+    )
+    cutouts_per_class: int = knob(
+        500, "Most objects of a class that are cut out of the training images; which ones is drawn.", ge=1
     )
     backgrounds_dir: str | None = knob(None, "Folder of images without objects; null: the training images serve.")
     ratio: float = knob(

@@ -157,10 +157,10 @@ class DetectionEngine:
         return Result(run_dir=context.run.path, exports=exports, failure=failure)
 
     def preview(self, plan: Plan, context: RunContext) -> Result:
-        """Write a picture of composed images beside real ones."""
+        """Write a picture of composed images beside real ones, and one of the cut-outs."""
         train, path = plan.experiment.train, context.run.path / "preview.png"
         write_preview(plan.inputs.synthesis, path, side=train.imgsz, seed=train.seed)
-        log.info("Look at %s", path)
+        log.info("Look at %s, and at cutouts.png beside it", path)
         return Result(run_dir=context.run.path)
 
     def synthesize(self, plan: Plan) -> list[str]:

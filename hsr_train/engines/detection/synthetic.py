@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,19 +21,25 @@ from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.run.atomic import write_bytes
 from hsr_train.run.data_files import DataFile
-from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank, TrainingBackgrounds
+from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank, Photo, TrainingBackgrounds
+from hsr_train.synthesis.cutout_sheet import cutout_sheet
 from hsr_train.synthesis.files import SourceFile, fingerprint
 from hsr_train.synthesis.preview import contact_sheet
 from hsr_train.synthesis.writer import write_set
 
 log = logging.getLogger(__name__)
 
-CUTOUTS, BACKGROUNDS = "cut-outs", "backgrounds"
+CUTOUTS, MASKS, BACKGROUNDS = "cut-outs", "masks", "backgrounds"
 """Names of their own beside train, val and test in data_files.csv."""
 SHOWING = ("preview", "synthesize")
 """Modes that compose images whatever the ratio."""
 MEMORY_SHARE = 0.25
 """Of the available memory, for cut-outs and for backgrounds each."""
+_BY = {
+    "polygons": "their polygons",
+    "grabcut": "GrabCut from their boxes: mode=preview shows how well",
+    "masks_dir": "synthetic.masks_dir",
+}
 _MOST_REASONS = 5
 _REAL_SHOWN = 8
 
@@ -77,23 +82,27 @@ class Synthesis:
         """Return what the manifest keeps."""
         backgrounds = self.backgrounds
         return {
+            "source": self.bank.source,
             "annotated_dir": self.config.annotated_dir,
+            "masks_dir": self.config.masks_dir,
             "backgrounds_dir": self.config.backgrounds_dir,
             "cutouts": len(self.bank),
             "cutouts_per_class": self.bank.counts,
             "backgrounds": len(backgrounds) if backgrounds else None,
+            "left_out": self.bank.left_out,
             "rejected": self.bank.rejected | (backgrounds.rejected if backgrounds else {}),
             "composed_per_epoch": self.num_composed,
             "fingerprint": fingerprint([file for _, file in self._sources()]),
         }
 
     def files(self) -> Iterator[DataFile]:
-        """Yield every cut-out and background with its hashes, as `DetectionSet.files` does for the real images."""
+        """Yield every file with its hashes, as `DetectionSet.files` does for the real images."""
         for kind, file in self._sources():
             yield kind, file.name, file.image_hash, file.mask_hash
 
     def _sources(self) -> Iterator[tuple[str, SourceFile]]:
-        yield from ((CUTOUTS, file) for file in self.bank.files)
+        kind = CUTOUTS if self.bank.source == "annotated_dir" else MASKS
+        yield from ((kind, file) for file in self.bank.files)
         yield from ((BACKGROUNDS, file) for file in (self.backgrounds.files if self.backgrounds else ()))
 
     def summary(self) -> list[str]:
@@ -105,11 +114,14 @@ class Synthesis:
             f"{len(self.bank):,} cut-outs of {len(counts)} classes on {on}",
             "  validation, early stopping and best.pt look at real images only",
         ]
-        reasons = Counter(self.bank.rejected.values()).most_common(_MOST_REASONS)
+        if self.bank.source != "annotated_dir":
+            lines.append(f"  cut out of the training images by {_BY[self.bank.source]}")
+        reasons = list(self.bank.left_out.items())
         if reasons:
-            told = "; ".join(f"{count} x {why}" for why, count in reasons)
-            lines.append(f"  cut-outs left out: {len(self.bank.rejected)} ({told}); the manifest names them")
-        without = [name for name in self.dataset.names if name not in counts]
+            told = "; ".join(f"{count} x {why}" for why, count in reasons[:_MOST_REASONS])
+            lines.append(f"  cut-outs left out: {sum(self.bank.left_out.values())} ({told}); the manifest names them")
+        in_train = zip(self.dataset.names, self.dataset.counts["train"], strict=True)
+        without = [name for name, number in in_train if number and name not in counts]
         if without:
             more = ", ..." if len(without) > _MOST_REASONS else ""
             lines.append(f"  classes without a cut-out: {', '.join(without[:_MOST_REASONS])}{more}")
@@ -119,31 +131,23 @@ class Synthesis:
 def prepare_synthesis(
     experiment: DetectExperiment, dataset: DetectionSet, machine: Machine, cache_dir: Path, decisions: Decisions
 ) -> Synthesis | None:
-    """Read cut-outs and backgrounds; None where nothing is composed.
+    """Read cut-outs and backgrounds; None where nothing is composed. Decides what is still `enabled=auto`.
 
     Raises:
         InputError: With every problem found.
     """
     config = experiment.synthetic
-    wanted = experiment.mode in SHOWING or (experiment.mode in ("train", "check") and config.enabled)
-    if not wanted or config.annotated_dir is None or (config.ratio == 0 and experiment.mode not in SHOWING):
+    if experiment.mode not in ("train", "check", *SHOWING):
+        return None
+    source = _source(experiment, dataset, decisions)
+    if source is None:
         return None
     skip_bad = experiment.data.on_bad == "skip"
     limit = int(machine.ram_available_bytes * MEMORY_SHARE)
-    photo_side = float(np.median(dataset.splits["train"].shapes.max(axis=1)))
     problems: list[Problem] = []
     bank, backgrounds = None, None
     try:
-        bank = ObjectBank.read(
-            Path(config.annotated_dir).expanduser().absolute(),
-            dataset.names,
-            cache_dir=cache_dir,
-            side=experiment.train.imgsz,
-            photo_side=photo_side,
-            largest_scale=config.scale[1],
-            skip_bad=skip_bad,
-            limit_bytes=limit,
-        )
+        bank = _read_bank(experiment, dataset, source, cache_dir, skip_bad, limit)
     except InputError as error:
         problems += error.problems
     try:
@@ -162,6 +166,68 @@ def prepare_synthesis(
     if problems or bank is None:
         raise InputError(problems)
     return Synthesis(config, bank, backgrounds, dataset)
+
+
+def _source(experiment: DetectExperiment, dataset: DetectionSet, decisions: Decisions) -> str | None:
+    """Return where cut-outs come from, as `ObjectBank.source` calls it; None: nothing is composed.
+
+    Raises:
+        InputError: They are asked for, and there is nothing to cut out by.
+    """
+    config, is_showing = experiment.synthetic, experiment.mode in SHOWING
+    if not is_showing and (config.enabled is False or config.ratio == 0):
+        return None
+    if config.annotated_dir is not None:
+        return "annotated_dir"
+    if config.masks_dir is not None:
+        return "masks_dir"
+    if config.masks != "none":
+        return config.masks
+    has_polygons = any(len(segments) for segments in dataset.splits["train"].segments)
+    if config.enabled == "auto" and not is_showing:
+        config.enabled = has_polygons
+        reason = "there are backgrounds, and the labels are polygons to cut objects out by"
+        if not has_polygons:
+            reason = "there are backgrounds and no cut-outs: labels are boxes; synthetic.annotated_dir=FOLDER, "
+            reason += "synthetic.masks_dir=FOLDER or synthetic.masks=grabcut would switch it on"
+        decisions.record("synthetic.enabled", has_polygons, reason)
+        return "polygons" if has_polygons else None
+    if has_polygons:
+        return "polygons"
+    what = f"mode={experiment.mode}" if is_showing else "synthetic.enabled=true"
+    allowed = f"{what} needs cut-outs to paste, and the labels are boxes"
+    remedy = "synthetic.annotated_dir=FOLDER, synthetic.masks_dir=FOLDER or synthetic.masks=grabcut"
+    raise InputError(Problem("synthetic.annotated_dir", "null", allowed, remedy))
+
+
+def _read_bank(
+    experiment: DetectExperiment, dataset: DetectionSet, source: str, cache_dir: Path, skip_bad: bool, limit_bytes: int
+) -> ObjectBank:
+    config, train, side = experiment.synthetic, dataset.splits["train"], experiment.train.imgsz
+    if source == "annotated_dir":
+        return ObjectBank.read(
+            Path(config.annotated_dir or "").expanduser().absolute(),
+            dataset.names,
+            cache_dir=cache_dir,
+            side=side,
+            photo_side=float(np.median(train.shapes.max(axis=1))),
+            largest_scale=config.scale[1],
+            skip_bad=skip_bad,
+            limit_bytes=limit_bytes,
+        )
+    parts = zip(train.images, train.hashes, train.shapes.tolist(), train.labels, train.segments, strict=True)
+    return ObjectBank.from_photos(
+        [Photo(dataset.relative(str(image)), image, own, *shape, *labels) for image, own, shape, *labels in parts],
+        dataset.names,
+        source,
+        masks_dir=None if config.masks_dir is None else Path(config.masks_dir).expanduser().absolute(),
+        per_class=config.cutouts_per_class,
+        cache_dir=cache_dir,
+        side=side,
+        largest_scale=config.scale[1],
+        skip_bad=skip_bad,
+        limit_bytes=limit_bytes,
+    )
 
 
 def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> list[str]:
@@ -191,11 +257,11 @@ def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> li
 
 
 def write_preview(synthesis: Synthesis, path: Path, *, side: int, seed: int) -> None:
-    """Write a picture of composed images beside real ones.
+    """Write a picture of composed images beside real ones, and cutouts.png beside it: the bank.
 
     Args:
         synthesis: What they are composed from.
-        path: The picture.
+        path: The first picture.
         side: Side of a composed image in pixels.
         seed: Of the draws.
     """
@@ -205,3 +271,4 @@ def write_preview(synthesis: Synthesis, path: Path, *, side: int, seed: int) -> 
     real = [(scene.image, scene.boxes, scene.classes.tolist()) for scene in (scenes.scene(i, side) for i in chosen)]
     sheet = contact_sheet(synthesis.composer(side, seed), real, synthesis.dataset.names)
     write_bytes(path, cv2.imencode(".png", sheet)[1].tobytes())
+    write_bytes(path.with_name("cutouts.png"), cv2.imencode(".png", cutout_sheet(synthesis.bank))[1].tobytes())
