@@ -100,6 +100,8 @@ def ours(gib: float, words: list[str], story: Story) -> int:
 def yolo(words: list[str], story: Story) -> int:
     """Run the `yolo` command with our timings.csv; what its search for a batch takes is not part of the peak."""
     import torch
+
+    sys.argv = ["yolo", *words]  # the library remembers them when it is imported
     from ultralytics.cfg import entrypoint
     from ultralytics.utils.callbacks import base
     from yolo_timed import Stopwatch
@@ -112,7 +114,6 @@ def yolo(words: list[str], story: Story) -> int:
     base.default_callbacks["on_train_start"].append(begin)
     # After a shortage the library begins the epoch anew with a smaller batch.
     base.default_callbacks["on_train_epoch_start"].append(lambda trainer: story.begin(int(trainer.batch_size)))
-    sys.argv = ["yolo", *words]
     entrypoint()
     return 0
 
