@@ -93,7 +93,7 @@ def ours(gib: float, words: list[str], story: Story) -> int:
         story.begin(int(this.experiment.train.batch))
         return train(this)
 
-    loop.Loop.train = noting  # type: ignore[method-assign]
+    loop.Loop.train = noting
     return main(words)
 
 

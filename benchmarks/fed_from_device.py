@@ -33,7 +33,7 @@ class Feed:
             self._device = this.trainer.device
             return train_epoch(this, epoch, times)
 
-        loop.Loop._train_epoch = noting  # type: ignore[method-assign]
+        loop.Loop._train_epoch = noting
         loop._timed = self.epoch
 
     def epoch(self, loader: Any, times: Any) -> Iterator[dict[str, Any]]:

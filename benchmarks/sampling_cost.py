@@ -67,7 +67,7 @@ class Meter:
             self._samples, self._sampling_s, self._spent_s, self._since = 0, 0.0, spent_s, now
             return taken
 
-        UsageSampler.sample, UsageSampler.take = timed_sample, timed_take  # type: ignore[method-assign]
+        UsageSampler.sample, UsageSampler.take = timed_sample, timed_take
 
     def _spent(self) -> float:
         times = [process.cpu_times() for process in (self._process, *self._process.children(recursive=True))]

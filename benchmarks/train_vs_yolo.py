@@ -93,7 +93,7 @@ class Bench:
 
     def ours(self, model: str, seed: int, workers: int, epochs: int, who: str) -> Run:
         """Train with our command, or fed from the device, and evaluate its best.pt."""
-        run = Run(who, model, seed)
+        run = Run(who, Path(model).name, seed)
         before = self._our_directories()
         words = self.overrides(model, seed, workers, epochs)
         command = [sys.executable, str(HERE / "fed_from_device.py"), *words] if who == CEILING else ours(*words)
@@ -105,7 +105,7 @@ class Bench:
 
     def yolo(self, model: str, seed: int, workers: int, epochs: int) -> Run:
         """Train with the `yolo` command, with the settings that ours has, and evaluate its best.pt."""
-        run = Run(YOLO, model, seed)
+        run = Run(YOLO, Path(model).name, seed)
         settings = yolo_settings(self.overrides(model, seed, workers, epochs), self.environment)
         start = Path(model).resolve() if Path(model).is_file() else f"{model}.yaml"
         name = f"{Path(model).stem}_{seed}"
