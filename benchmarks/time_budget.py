@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from hsr_train.pace import parse_duration
 
 LEAST_USED = 0.9
 LOG_LINES = 20
+CUT = re.compile(r"The time is up: the epoch ends after (\d+) of (\d+) images")
 
 
 def run(budget: str, folder: Path, more: list[str]) -> tuple[bool, str]:
@@ -45,10 +47,12 @@ def run(budget: str, folder: Path, more: list[str]) -> tuple[bool, str]:
     with (home / "results.csv").open() as file:
         rates = [float(next(v for k, v in row.items() if k.startswith("lr"))) for row in csv.DictReader(file)]
     metrics = json.loads((home / "training_result.json").read_text())["metrics"]
-    cut = "cut" if "The time is up" in done.stderr else "whole"
+    ended = CUT.search(done.stderr)
+    if ended:  # as long as it would have been
+        epochs_s[-1] *= int(ended[2]) / int(ended[1])
     used, is_late = took_s / seconds, took_s > seconds
     line = (
-        f"{budget:>6}  {used:6.3f}  {len(epochs_s):6}  {cut:>5}  {median(epochs_s) / seconds:9.3f}  "
+        f"{budget:>6}  {used:6.3f}  {len(epochs_s):6}  {'cut' if ended else 'whole':>5}  {median(epochs_s) / seconds:9.3f}  "
         f"{rates[-1] / max(rates):9.3f}  {next(iter(metrics.values())):12.3f}  {load:.1f} to {os.getloadavg()[0]:.1f}"
     )
     if is_late:
