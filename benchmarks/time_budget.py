@@ -50,9 +50,9 @@ def run(budget: str, folder: Path, more: list[str]) -> tuple[bool, str]:
     ended = CUT.search(done.stderr)
     if ended:  # as long as it would have been
         epochs_s[-1] *= int(ended[2]) / int(ended[1])
-    used, is_late = took_s / seconds, took_s > seconds
+    used, is_late, last = took_s / seconds, took_s > seconds, "cut" if ended else "whole"
     line = (
-        f"{budget:>6}  {used:6.3f}  {len(epochs_s):6}  {'cut' if ended else 'whole':>5}  {median(epochs_s) / seconds:9.3f}  "
+        f"{budget:>6}  {used:6.3f}  {len(epochs_s):6}  {last:>5}  {median(epochs_s) / seconds:9.3f}  "
         f"{rates[-1] / max(rates):9.3f}  {next(iter(metrics.values())):12.3f}  {load:.1f} to {os.getloadavg()[0]:.1f}"
     )
     if is_late:
