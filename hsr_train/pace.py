@@ -27,8 +27,9 @@ CALM = 0.1
 """A plan is lengthened only if that share more epochs fit, so that the rate does not waver with every measurement."""
 LAST_PART = 0.3
 """Where no whole epoch fits any more, that much of one is still worth ending the schedule with."""
-MARGIN_S = 3.0
-"""Kept for what no guess covers: the last records and the end of the process."""
+END_S = 1.0
+"""What the last records and the end of the process take on an idle machine."""
+MARGIN_S = 2.0
 MARGIN_SHARE = 0.02
 SCHEDULED = Path("/proc/self/schedstat")
 
@@ -178,7 +179,7 @@ class Pace:
         if self.left_s <= seconds:
             allowed = (
                 f"leaves no time to train: starting took {self.clock() - self.started:.0f} s, and what comes after "
-                f"training takes about {max(seconds, MARGIN_S):.0f} s"
+                f"training takes about {max(seconds, MARGIN_S + END_S):.0f} s"
             )
             told = self.deadline - self.started if self.deadline is not None else 0.0
             raise InputError(Problem("train.time_budget", f"{told:.0f}s", allowed, "train.time_budget=10min"))
@@ -249,9 +250,9 @@ class Pace:
     def _ending_s(self, val_s: float, slowness: float) -> float:
         """Return the seconds to keep for what comes after the last epoch, by a validation's and by the slowness."""
         assert self.deadline is not None
-        margin_s = MARGIN_S * slowness + MARGIN_SHARE * (self.deadline - self.started)
+        margin_s = MARGIN_S + MARGIN_SHARE * (self.deadline - self.started)
         rest_s = self.ending.rest_s * slowness if self._rehearsed_s is None else 1.2 * self._rehearsed_s
-        return 1.2 * val_s * self.ending.evaluated + self.ending.fixed_s * slowness + rest_s + margin_s
+        return 1.2 * val_s * self.ending.evaluated + (self.ending.fixed_s + END_S) * slowness + rest_s + margin_s
 
     @property
     def _slowness(self) -> float:

@@ -102,7 +102,7 @@ def simulate(
         epochs = done if cut else pace.plan(done, epochs, clock.now - began, val_s)
         if done < epochs:
             pace.rehearse()
-    clock.now += val_s + (2.0 + 1.5) * crowd + export_s
+    clock.now += val_s + (2.0 + 1.0) * crowd + export_s
     return clock.now - 1000.0, done, epochs, cut
 
 
@@ -160,7 +160,8 @@ def test_crowd_of_an_earlier_epoch_is_forgotten() -> None:
         cores.append(spent)
         pace.plan(1, 50, 10.0, 0.0)
         kept_s.append(pace._ending_s(0.0, pace._slowness))
-    assert kept_s == pytest.approx([13.0 * 5 + 12, 13.0 * (1 + 8 / 12) + 12, 13.0 + 12, 13.0 + 12])
+    crowds = [5, 1 + 8 / 12, 1, 1]
+    assert kept_s == pytest.approx([(10.0 + 1.0) * crowd + 2.0 + 12.0 for crowd in crowds])
 
 
 def test_busy_machine_is_no_reason_to_refuse_a_run() -> None:
@@ -198,7 +199,7 @@ def test_run_that_goes_on_knows_its_earlier_times() -> None:
     pace.begin()
     clock.now += 6.0
     assert not pace.must_end(0.15, 0.3)
-    assert pace.plan(3, 50, 5.0, 0.5) == 3 + int((54.0 - 1.2 - 3.0 * 2 - 1.2) / 5.15)
+    assert pace.plan(3, 50, 5.0, 0.5) == 3 + int((54.0 - 1.2 - (2.0 + 1.0 * 2) - 1.2) / 5.15)
 
 
 def test_steady_times_change_the_plan_once() -> None:
