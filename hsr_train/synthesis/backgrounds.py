@@ -18,8 +18,9 @@ from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 KEY = "synthetic.backgrounds_dir"
 ZOOM = 1.4
-"""A background is cropped to between 1 / ZOOM of its shorter side and all of it."""
-_VERSION = 1
+"""The square parts of a background have between 1 / ZOOM of its shorter side and all of it, the same share each time: it
+is kept in the size in which a part has as many pixels as a composed image, and is only copied."""
+_VERSION = 2
 _AT_ONCE = 32
 _MOST_LINES = 20
 
@@ -60,7 +61,7 @@ class FolderBackgrounds:
         pixels: The decoded images, or None where they are decoded when they are needed.
         used: Numbers of the files that can be used.
         rejected: Files that were left out, with the reason.
-        largest: Shorter side in pixels to which an image is reduced.
+        side: Side of composed images in pixels, for which images are reduced.
     """
 
     files: list[SourceFile]
@@ -68,7 +69,7 @@ class FolderBackgrounds:
     pixels: PixelStore | None
     used: list[int]
     rejected: dict[str, str]
-    largest: int
+    side: int
 
     def __len__(self) -> int:
         return len(self.used)
@@ -105,13 +106,12 @@ class FolderBackgrounds:
             raise InputError(Problem(KEY, str(folder), "holds no images", remedy))
         with ThreadPoolExecutor() as pool:
             list(pool.map(SourceFile.hash, files))
-        largest = round(side * ZOOM)
-        stored = len(files) * largest * largest * 3 * 1.8 <= limit_bytes  # of a 16:9 image
-        key = fingerprint(files, _VERSION, largest, stored)
+        stored = len(files) * (side * ZOOM) ** 2 * 3 * 1.8 <= limit_bytes  # of a 16:9 image
+        key = fingerprint(files, _VERSION, side, stored)
 
         def make() -> tuple[Iterator[Image], dict[str, Any]]:
             notes: dict[str, Any] = {"used": [], "bad": {}}
-            return _prepared(files, notes, largest, stored), notes
+            return _prepared(files, notes, side, stored), notes
 
         pixels, notes = build_store(Path(cache_dir) / "synthesis", key[:32], make)
         bad: dict[str, str] = notes["bad"]
@@ -120,15 +120,15 @@ class FolderBackgrounds:
             what = f"{len(bad)} of {len(files)} files cannot be used"
             remedy = "repair them" + (", or leave them out: data.on_bad=skip" if notes["used"] else "")
             raise InputError([*problems, Problem(KEY, str(folder), what, remedy)])
-        return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, largest)
+        return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, side)
 
     def draw(self, rng: np.random.Generator, side: int) -> Scene:
         """Return a crop as a square scene without objects; it is mirrored with the whole image, by augmentation."""
         number = int(rng.integers(len(self.used)))
-        zoom, x, y = rng.random(3)
+        x, y = rng.random(2)
         image = self._load(number)
         height, width = image.shape[:2]
-        crop = max(round(min(height, width) / (1 + (ZOOM - 1) * zoom)), 1)
+        crop = max(round(min(height, width) / _zoom(self.used[number])), 1)
         left, top = round(x * (width - crop)), round(y * (height - crop))
         part = image[top : top + crop, left : left + crop]
         method = cv2.INTER_AREA if crop > 2 * side else cv2.INTER_LINEAR
@@ -138,20 +138,26 @@ class FolderBackgrounds:
     def _load(self, number: int) -> Image:
         if self.pixels is not None:
             return self.pixels[number]
-        return _reduced(decode(self.files[self.used[number]].image), self.largest)
+        number = self.used[number]
+        return _reduced(decode(self.files[number].image), round(self.side * _zoom(number)))
 
 
-def _prepared(files: list[SourceFile], notes: dict[str, Any], largest: int, stored: bool) -> Iterator[Image]:
-    def one(file: SourceFile) -> Image | BadImageError:
+def _zoom(number: int) -> float:
+    """Return the shorter side of file `number` as a multiple of that of its parts: evenly spread from 1 to ZOOM."""
+    return 1 + (ZOOM - 1) * ((number + 0.5) * 0.618034 % 1)
+
+
+def _prepared(files: list[SourceFile], notes: dict[str, Any], side: int, stored: bool) -> Iterator[Image]:
+    def one(job: tuple[int, SourceFile]) -> Image | BadImageError:
         try:
-            return _reduced(decode(file.image), largest)
+            return _reduced(decode(job[1].image), round(side * _zoom(job[0])))
         except BadImageError as error:
             return error
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), _AT_ONCE):
-            some = files[start : start + _AT_ONCE]
-            for number, (file, result) in enumerate(zip(some, pool.map(one, some), strict=True), start):
+            some = list(enumerate(files))[start : start + _AT_ONCE]
+            for (number, file), result in zip(some, pool.map(one, some), strict=True):
                 if isinstance(result, BadImageError):
                     notes["bad"][file.name] = str(result)
                     continue

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.synthesis.files import BadImageError, SourceFile, decode_cutout, fingerprint, images_in
+from hsr_train.synthesis.paste import edge_levels
 from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,11 @@ log = logging.getLogger(__name__)
 KEY = "synthetic.annotated_dir"
 MIN_MASK_PIXELS = 100
 MIN_SIDE_PX = 32
-PAD_PX = 4
+PAD_PX = 5
 """Pixels around an object, in its edge's colours, over which a soft edge fades."""
 CRUMB = 0.01
 """Parts of a mask smaller than this share of its largest part are dropped: they would widen the box."""
-_VERSION = 1
+_VERSION = 2
 _AT_ONCE = 32
 """Images that are decoded at the same time: what bounds the memory of building a bank."""
 _MOST_LINES = 20
@@ -43,7 +44,8 @@ class ObjectBank:
     """Cut-outs ready to be pasted.
 
     Attributes:
-        pixels: BGRA images; alpha is 255 on the object and 0 around it, where colours go on as at its edge.
+        pixels: BGRA images; alpha says how far the edge is, see `edge_levels`, and around the object, where it is at
+            most 127, colours go on as at its edge.
         classes: (n,) class ids.
         size_per_side: (n,) factor on the stored pixels for each pixel of a composed image's side that gives the object
             the size which it had in its photo.
@@ -225,7 +227,7 @@ def _crop(image: Image, mask: Image, nominal: float, largest: float, side: int) 
         mask = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_AREA), np.uint8)
     colours = np.asarray(cv2.copyMakeBorder(colours, *(PAD_PX,) * 4, cv2.BORDER_REPLICATE), np.uint8)
     mask = np.asarray(cv2.copyMakeBorder(mask, *(PAD_PX,) * 4, cv2.BORDER_CONSTANT, value=0), np.uint8)
-    return np.dstack([colours, mask]), nominal / shrink / side
+    return np.dstack([colours, edge_levels(mask)]), nominal / shrink / side
 
 
 def _without_crumbs(mask: Image) -> Image:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hsr_train.config.schema.synthetic import SyntheticConfig
 from hsr_train.synthesis.backgrounds import Backgrounds, Floats, Scene
 from hsr_train.synthesis.bank import ObjectBank
-from hsr_train.synthesis.paste import Sprite, blend, match_colour, transform
+from hsr_train.synthesis.paste import Sprite, blend, hull_of, match_colour, transform
 from hsr_train.synthesis.store import Image
 
 _STREAM = 0x5C1
@@ -84,6 +84,7 @@ class Composer:
         self.bank, self.backgrounds, self.config = bank, backgrounds, config
         self.side, self.seed, self.outlines = side, seed, outlines
         chances = class_chances(bank, config.balance, real_counts)
+        self._hulls: dict[int, npt.NDArray[np.float64]] = {}
         self._limits = np.cumsum(chances / chances.sum())
 
     def compose(self, epoch: int, index: int) -> Composed:
@@ -134,7 +135,7 @@ class Composer:
             h, w = pixels.shape[:2]
             needed = np.array([w * cos + h * sin, w * sin + h * cos])
             scale = min(scale, float((_LARGEST * np.array([width, height]) / needed).min()))
-            sprite = transform(pixels, scale, degrees, bool(mirror < config.fliplr))
+            sprite = transform(pixels, scale, degrees, bool(mirror < config.fliplr), self._hull(number))
             if sprite is None:
                 continue
             spot = self._spot(sprite, spots, taken, width, height)
@@ -149,6 +150,12 @@ class Composer:
             blending = config.blend[int(mode * len(config.blend))]
             placed.append(_Placed(sprite, int(bank.classes[number]), blending, softness, (rows, columns), part))
         return placed
+
+    def _hull(self, number: int) -> npt.NDArray[np.float64]:
+        """Return the hull of a cut-out, found once."""
+        if number not in self._hulls:
+            self._hulls[number] = hull_of(self.bank.pixels[number])
+        return self._hulls[number]
 
     def _spot(
         self, sprite: Sprite, spots: npt.NDArray[np.float64], taken: list[list[float]], width: int, height: int
@@ -190,7 +197,7 @@ class Composer:
             return
         if self.config.color_match:
             colours = match_colour(colours, alpha, place, self.config.color_match)
-        blend(place, np.ascontiguousarray(colours), alpha, one.mode, one.softness)
+        blend(place, np.ascontiguousarray(colours), alpha, one.mode, one.softness, one.sprite.slope)
 
     def _label_scene(self, scene: Scene, covered: Image) -> tuple[list[list[float]], list[int], list[Floats]]:
         """Return the labels that a background's own objects have left, made tight where something covers them."""
