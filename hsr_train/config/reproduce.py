@@ -33,6 +33,7 @@ FREE = (
     "data.cache_dir",
     "synthetic.annotated_dir",
     "synthetic.backgrounds_dir",
+    "synthetic.distractors_dir",
     "model.weights",
     "model.weights_dirs",
 )

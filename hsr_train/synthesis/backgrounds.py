@@ -18,8 +18,8 @@ from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 KEY = "synthetic.backgrounds_dir"
 ZOOM = 1.4
-"""The square parts of a background have between 1 / ZOOM of its shorter side and all of it, the same share each time: it
-is kept in the size in which a part has as many pixels as a composed image, and is only copied."""
+"""The square parts of a background have between 1 / ZOOM of its shorter side and all of it, the same share each time:
+it is kept in the size in which a part has as many pixels as a composed image, and is only copied."""
 _VERSION = 2
 _AT_ONCE = 32
 _MOST_LINES = 20

@@ -26,8 +26,11 @@ from hsr_train.synthesis.store import Image, PixelStore, build_store
 log = logging.getLogger(__name__)
 
 KEY = "synthetic.annotated_dir"
+DISTRACTORS_KEY = "synthetic.distractors_dir"
 MIN_MASK_PIXELS = 100
 MIN_SIDE_PX = 32
+DISTRACTOR = "distractor"
+"""What stands for the class of objects without one."""
 PAD_PX = 5
 """Pixels around an object, in its edge's colours, over which a soft edge fades."""
 CRUMB = 0.01
@@ -78,6 +81,7 @@ class ObjectBank:
         largest_scale: float = 1.5,
         skip_bad: bool = False,
         limit_bytes: int | None = None,
+        distractors: bool = False,
     ) -> ObjectBank:
         """Read the cut-outs of a folder.
 
@@ -91,11 +95,13 @@ class ObjectBank:
             largest_scale: Largest factor by which an object is enlarged.
             skip_bad: Leave unusable files out instead of refusing all.
             limit_bytes: Largest allowed bank.
+            distractors: The objects are of none of the classes; see `find_distractors`.
 
         Raises:
             InputError: With every unusable file, or because nothing can be used.
         """
-        files = find_cutouts(Path(folder), list(names))
+        setting = DISTRACTORS_KEY if distractors else KEY
+        files = (find_distractors if distractors else find_cutouts)(Path(folder), list(names))
         with ThreadPoolExecutor() as pool:
             list(pool.map(SourceFile.hash, files))
         photo = float(photo_side or side)
@@ -103,23 +109,24 @@ class ObjectBank:
 
         def make() -> tuple[Iterator[Image], dict[str, Any]]:
             notes: dict[str, Any] = {"used": [], "sizes": [], "bad": {}, "rejected": {}}
-            return _prepared(files, notes, side, photo, largest_scale, limit_bytes), notes
+            return _prepared(files, notes, side, photo, largest_scale, limit_bytes, setting), notes
 
         pixels, notes = build_store(Path(cache_dir) / "synthesis", key[:32], make)
         bad: dict[str, str] = notes["bad"]
         if bad and not skip_bad:
-            problems = [Problem(f"{KEY} ({name})", "", why) for name, why in list(bad.items())[:_MOST_LINES]]
+            problems = [Problem(f"{setting} ({name})", "", why) for name, why in list(bad.items())[:_MOST_LINES]]
             what = f"{len(bad)} of {len(files)} files cannot be used"
             remedy = "repair them, or leave them out: data.on_bad=skip"
-            raise InputError([*problems, Problem(KEY, str(folder), what, remedy)])
+            raise InputError([*problems, Problem(setting, str(folder), what, remedy)])
         rejected = bad | notes["rejected"]
         if not notes["used"]:
             reasons = "; ".join(f"{count} x {why}" for why, count in Counter(rejected.values()).most_common(5))
             allowed = f"holds no usable cut-out: {reasons}"
-            raise InputError(Problem(KEY, str(folder), allowed, f"put some there: {_LAYOUT}"))
+            raise InputError(Problem(setting, str(folder), allowed, f"put some there: {_LAYOUT}"))
         classes = np.array([files[i].class_id for i in notes["used"]])
         print_of = fingerprint(files)
-        return cls(pixels, classes, np.array(notes["sizes"]), list(names), files, print_of, rejected)
+        names = [DISTRACTOR] if distractors else list(names)
+        return cls(pixels, classes, np.array(notes["sizes"]), names, files, print_of, rejected)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -152,6 +159,31 @@ def find_cutouts(folder: Path, names: list[str]) -> list[SourceFile]:
     return files
 
 
+def find_distractors(folder: Path, names: list[str]) -> list[SourceFile]:
+    """List the cut-outs of objects that are none of the classes: laid out as for `find_cutouts`, or without folders.
+
+    Raises:
+        InputError: There is no such folder, none in it, or a folder that is named as a class of the data.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(Problem(DISTRACTORS_KEY, str(folder), what, f"{DISTRACTORS_KEY}=FOLDER with {_LAYOUT}"))
+    places = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    places = [folder, *sorted(path for path in places if path.name not in ("images", "masks"))]
+    known = {name.casefold() for name in names}
+    clashes = [path.name for path in places[1:] if path.name.casefold() in known]
+    if clashes:
+        allowed, remedy = (
+            "is a class of the data: its objects would have no label",
+            "move it to synthetic.annotated_dir",
+        )
+        raise InputError([Problem(f"{DISTRACTORS_KEY} ({name})", "", allowed, remedy) for name in clashes])
+    files = [file for place in places for file in _of_class(place, folder, 0)]
+    if not files:
+        raise InputError(Problem(DISTRACTORS_KEY, str(folder), "holds no images", f"put cut-outs there: {_LAYOUT}"))
+    return files
+
+
 def _of_class(place: Path, folder: Path, class_id: int) -> Iterator[SourceFile]:
     for path in images_in(place):
         if path.suffix.lower() == ".png":
@@ -164,7 +196,13 @@ def _of_class(place: Path, folder: Path, class_id: int) -> Iterator[SourceFile]:
 
 
 def _prepared(
-    files: list[SourceFile], notes: dict[str, Any], side: int, photo: float, largest: float, limit: int | None
+    files: list[SourceFile],
+    notes: dict[str, Any],
+    side: int,
+    photo: float,
+    largest: float,
+    limit: int | None,
+    setting: str,
 ) -> Iterator[Image]:
     """Yield the accepted cut-outs, and note which they are, their sizes, and what was wrong with the others."""
     total = 0
@@ -192,7 +230,7 @@ def _prepared(
                     if limit is not None and total > limit:
                         allowed = f"its cut-outs need more than {limit / 2**20:,.0f} MiB of memory"
                         remedy = "fewer cut-outs, or a smaller train.imgsz"
-                        raise InputError(Problem(KEY, f"{len(files)} files", allowed, remedy))
+                        raise InputError(Problem(setting, f"{len(files)} files", allowed, remedy))
                     notes["used"].append(number)
                     notes["sizes"].append(result[1])
                     yield result[0]

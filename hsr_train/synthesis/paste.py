@@ -24,10 +24,12 @@ _AREA_BELOW = 0.6
 """Factors below it average pixels; linear interpolation would skip some."""
 _SOLVED_PX = 32
 """Longest side, about, at which the field that closes a seam is found."""
-_REACHES = ((3, 1.0), (9, 1e-2), (33, 1e-4))
-"""Pixels over which seam differences are spread there, and the weights: the nearest differences count if there are any."""
+_REACHES = ((5, 1.0), (15, 3e-2), (65, 1e-3))
+"""Pixels over which seam differences are spread there, with weights: the nearest ones count if there are any."""
 _DEEP = 0.3
 """Share of that field that is left deep inside of an object."""
+_MOST_SHIFT = 80.0
+"""Largest change of a colour by that field: what is bright before the dark stays so."""
 _MEAN_PX = 24
 """Mean colours are taken over a grid of at least this many pixels each way."""
 _GRAY_LAB = (0.5, 1.0, 1.0)
@@ -150,7 +152,9 @@ def match_colour(colours: Image, alpha: Image, place: Image, strength: float) ->
     if any(value > 0 for value in shift):
         colours = np.asarray(cv2.add(colours, _plain(colours.shape, [max(value, 0) for value in shift])), np.uint8)
     if any(value < 0 for value in shift):
-        colours = np.asarray(cv2.subtract(colours, _plain(colours.shape, [max(-value, 0) for value in shift])), np.uint8)
+        colours = np.asarray(
+            cv2.subtract(colours, _plain(colours.shape, [max(-value, 0) for value in shift])), np.uint8
+        )
     return colours
 
 
@@ -178,7 +182,7 @@ def mix(place: Image, colours: Image, weight: npt.NDArray[np.int16]) -> None:
     """Put colours over a part of an image, in place, as strongly as `weight`, (h, w), says: 0 not at all, 128 fully."""
     mixed, there = colours.astype(np.int16), place.astype(np.int16)
     mixed -= there
-    mixed *= cv2.merge([weight, weight, weight])  # at most 255 x 128
+    mixed *= np.asarray(cv2.merge([weight, weight, weight]), np.int16)  # at most 255 x 128
     mixed += 64
     mixed >>= 7
     mixed += there
@@ -196,7 +200,7 @@ def _weights(mode: str, softness: float, slope: float) -> npt.NDArray[np.int16]:
     else:  # a ramp that begins at the edge and rises inwards: nothing lies outside of the mask
         weight = np.where(distance > 0, (distance + 0.5) / (1 + 2 * softness), 0)
         weight[255] = 1
-    return np.round(128 * np.clip(weight, 0, 1)).astype(np.int16)
+    return np.asarray(np.round(128 * np.clip(weight, 0, 1)), np.int16)
 
 
 _SIGMOID = 0.8
@@ -218,11 +222,13 @@ def _seamless(place: Image, colours: Image, alpha: Image, softness: float) -> Im
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     ring = ((depth > 0) & (depth < 1.5)).astype(np.float32)
     seams = np.dstack([(beneath.astype(np.float32) - small) * ring[..., None], ring])
-    spread = sum(weight * cv2.blur(seams, (reach, reach), borderType=cv2.BORDER_CONSTANT) for reach, weight in _REACHES)
-    field = spread[..., :3] / np.maximum(spread[..., 3:], 1e-9)
-    inwards = np.exp(-np.maximum(depth - 1, 0) / max(size) / (0.03 + 0.1 * softness))
+    spread = np.zeros_like(seams)
+    for reach, weight in _REACHES:
+        spread += weight * cv2.blur(seams, (reach, reach), borderType=cv2.BORDER_CONSTANT)
+    field = np.clip(spread[..., :3] / np.maximum(spread[..., 3:], 1e-9), -_MOST_SHIFT, _MOST_SHIFT)
+    inwards = np.exp(-np.maximum(depth - 1, 0) / max(size) / (0.02 + 0.06 * softness))
     field *= (_DEEP + (1 - _DEEP) * inwards)[..., None]
-    shifted = np.clip(field + 128, 0, 255).astype(np.uint8)
+    shifted = (field + 128).astype(np.uint8)
     whole = cv2.resize(shifted, (width, height))
     return np.asarray(cv2.addWeighted(colours, 1, whole, 1, -128), np.uint8)
 

@@ -29,7 +29,7 @@ from hsr_train.synthesis.writer import write_set
 
 log = logging.getLogger(__name__)
 
-CUTOUTS, BACKGROUNDS = "cut-outs", "backgrounds"
+CUTOUTS, BACKGROUNDS, DISTRACTORS = "cut-outs", "backgrounds", "distractors"
 """Names of their own beside train, val and test in data_files.csv."""
 SHOWING = ("preview", "synthesize")
 """Modes that compose images whatever the ratio."""
@@ -48,12 +48,14 @@ class Synthesis:
         bank: The objects.
         backgrounds: Images without objects; None: the training images serve.
         dataset: The real set.
+        distractors: Objects that get no label.
     """
 
     config: SyntheticConfig
     bank: ObjectBank
     backgrounds: FolderBackgrounds | None
     dataset: DetectionSet
+    distractors: ObjectBank | None = None
 
     @property
     def num_composed(self) -> int:
@@ -71,18 +73,23 @@ class Synthesis:
             seed=seed,
             real_counts=self.dataset.counts["train"],
             outlines=any(len(segments) for segments in train.segments),
+            distractors=self.distractors,
         )
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest keeps."""
-        backgrounds = self.backgrounds
+        backgrounds, distractors = self.backgrounds, self.distractors
         return {
             "annotated_dir": self.config.annotated_dir,
             "backgrounds_dir": self.config.backgrounds_dir,
+            "distractors_dir": self.config.distractors_dir,
+            "distractors": len(distractors) if distractors else None,
             "cutouts": len(self.bank),
             "cutouts_per_class": self.bank.counts,
             "backgrounds": len(backgrounds) if backgrounds else None,
-            "rejected": self.bank.rejected | (backgrounds.rejected if backgrounds else {}),
+            "rejected": self.bank.rejected
+            | (backgrounds.rejected if backgrounds else {})
+            | (distractors.rejected if distractors else {}),
             "composed_per_epoch": self.num_composed,
             "fingerprint": fingerprint([file for _, file in self._sources()]),
         }
@@ -95,6 +102,7 @@ class Synthesis:
     def _sources(self) -> Iterator[tuple[str, SourceFile]]:
         yield from ((CUTOUTS, file) for file in self.bank.files)
         yield from ((BACKGROUNDS, file) for file in (self.backgrounds.files if self.backgrounds else ()))
+        yield from ((DISTRACTORS, file) for file in (self.distractors.files if self.distractors else ()))
 
     def summary(self) -> list[str]:
         """Return lines for a person."""
@@ -109,6 +117,8 @@ class Synthesis:
         if reasons:
             told = "; ".join(f"{count} x {why}" for why, count in reasons)
             lines.append(f"  cut-outs left out: {len(self.bank.rejected)} ({told}); the manifest names them")
+        if self.distractors:
+            lines.append(f"  {len(self.distractors):,} distractors, which get no label")
         without = [name for name in self.dataset.names if name not in counts]
         if without:
             more = ", ..." if len(without) > _MOST_REASONS else ""
@@ -132,7 +142,7 @@ def prepare_synthesis(
     limit = int(machine.ram_available_bytes * MEMORY_SHARE)
     photo_side = float(np.median(dataset.splits["train"].shapes.max(axis=1)))
     problems: list[Problem] = []
-    bank, backgrounds = None, None
+    bank, backgrounds, distractors = None, None, None
     try:
         bank = ObjectBank.read(
             Path(config.annotated_dir).expanduser().absolute(),
@@ -144,6 +154,21 @@ def prepare_synthesis(
             skip_bad=skip_bad,
             limit_bytes=limit,
         )
+    except InputError as error:
+        problems += error.problems
+    try:
+        if config.distractors_dir is not None:
+            distractors = ObjectBank.read(
+                Path(config.distractors_dir).expanduser().absolute(),
+                dataset.names,
+                cache_dir=cache_dir,
+                side=experiment.train.imgsz,
+                photo_side=photo_side,
+                largest_scale=config.scale[1],
+                skip_bad=skip_bad,
+                limit_bytes=limit,
+                distractors=True,
+            )
     except InputError as error:
         problems += error.problems
     try:
@@ -161,7 +186,7 @@ def prepare_synthesis(
         problems += error.problems
     if problems or bank is None:
         raise InputError(problems)
-    return Synthesis(config, bank, backgrounds, dataset)
+    return Synthesis(config, bank, backgrounds, dataset, distractors)
 
 
 def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> list[str]:
@@ -202,6 +227,8 @@ def write_preview(synthesis: Synthesis, path: Path, *, side: int, seed: int) -> 
     train = synthesis.dataset.splits["train"]
     chosen = np.linspace(0, len(train) - 1, min(_REAL_SHOWN, len(train))).round().astype(int).tolist()
     scenes = TrainingBackgrounds(train.images, train.labels, train.segments)
-    real = [(scene.image, scene.boxes, scene.classes.tolist()) for scene in (scenes.scene(i, side) for i in chosen)]
-    sheet = contact_sheet(synthesis.composer(side, seed), real, synthesis.dataset.names)
+    real = [scenes.scene(i, side) for i in chosen]
+    composer = synthesis.composer(side, seed)
+    composer.outlines = composer.partial_outlines = True
+    sheet = contact_sheet(composer, real, synthesis.dataset.names)
     write_bytes(path, cv2.imencode(".png", sheet)[1].tobytes())
