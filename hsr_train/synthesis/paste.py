@@ -24,14 +24,16 @@ _AREA_BELOW = 0.6
 """Factors below it average pixels; linear interpolation would skip some."""
 _SOLVED_PX = 32
 """Longest side, about, at which the field that closes a seam is found."""
-_REACHES = ((5, 1.0), (15, 3e-2), (65, 1e-3))
-"""Pixels over which seam differences are spread there, with weights: the nearest ones count if there are any."""
+_NEAR_PX, _FAR_PX = 5, 15
+"""How far seam differences are spread there: the near ones count if there are any, then the far ones, then all."""
 _DEEP = 0.3
 """Share of that field that is left deep inside of an object."""
 _MOST_SHIFT = 80.0
 """Largest change of a colour by that field: what is bright before the dark stays so."""
+_MIXED_PX = 1 << 15
+"""Pixels that are mixed at once: what is in between then stays near the processor."""
 _MEAN_PX = 24
-"""Mean colours are taken over a grid of at least this many pixels each way."""
+"""Mean colours are taken over a grid of this many pixels each way."""
 _GRAY_LAB = (0.5, 1.0, 1.0)
 """Lightness is matched half as strongly as colour: an object in the shade stays recognisable."""
 
@@ -113,14 +115,11 @@ def transform(
     size = tuple((np.ceil(corners.max(axis=0)) + _MARGIN + 2 - first).astype(int).tolist())
     matrix[:, 2] = -first
     turned = cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_LINEAR)
-    alpha = np.asarray(cv2.extractChannel(turned, 3), np.uint8)
+    alpha = np.asarray(cv2.split(turned)[3], np.uint8)
     x, y, width, height = cv2.boundingRect(inside_of(alpha))
     if min(width, height) < 2:
         return None
-    left, top = max(x - _MARGIN, 0), max(y - _MARGIN, 0)
-    cut = np.s_[top : y + height + _MARGIN, left : x + width + _MARGIN]
-    colours = np.asarray(cv2.cvtColor(turned[cut], cv2.COLOR_BGRA2BGR), np.uint8)
-    return Sprite(colours, np.ascontiguousarray(alpha[cut]), slope, x - left, y - top, width, height)
+    return Sprite(np.asarray(cv2.cvtColor(turned, cv2.COLOR_BGRA2BGR), np.uint8), alpha, slope, x, y, width, height)
 
 
 def inside_of(alpha: Image) -> Image:
@@ -139,11 +138,10 @@ def match_colour(colours: Image, alpha: Image, place: Image, strength: float) ->
         place: (h, w, 3) what will lie beneath.
         strength: 0 leaves it, 1 gives it the mean colour of the place, but for lightness.
     """
-    step = max(min(alpha.shape) // _MEAN_PX, 1)
-    some = np.s_[step // 2 :: step, step // 2 :: step]
-    mask = inside_of(np.ascontiguousarray(alpha[some]))
-    own = cv2.mean(np.ascontiguousarray(colours[some]), mask if mask.any() else None)[:3]
-    there = cv2.mean(np.ascontiguousarray(place[some]))[:3]
+    grid = (_MEAN_PX, _MEAN_PX)
+    mask = inside_of(np.asarray(cv2.resize(alpha, grid, interpolation=cv2.INTER_NEAREST), np.uint8))
+    some, beneath = (cv2.resize(image, grid, interpolation=cv2.INTER_NEAREST) for image in (colours, place))
+    own, there = cv2.mean(some, mask if mask.any() else None)[:3], cv2.mean(beneath)[:3]
     means = np.array([[own, there]], np.float32) / 255
     lab = cv2.cvtColor(means, cv2.COLOR_BGR2LAB)
     lab[0, 1] = lab[0, 0] + strength * np.array(_GRAY_LAB, np.float32) * (lab[0, 1] - lab[0, 0])
@@ -180,13 +178,16 @@ def blend(place: Image, colours: Image, alpha: Image, mode: str, softness: float
 
 def mix(place: Image, colours: Image, weight: npt.NDArray[np.int16]) -> None:
     """Put colours over a part of an image, in place, as strongly as `weight`, (h, w), says: 0 not at all, 128 fully."""
-    mixed, there = colours.astype(np.int16), place.astype(np.int16)
-    mixed -= there
-    mixed *= np.asarray(cv2.merge([weight, weight, weight]), np.int16)  # at most 255 x 128
-    mixed += 64
-    mixed >>= 7
-    mixed += there
-    place[:] = mixed
+    rows = max(_MIXED_PX // max(place.shape[1], 1), 1)
+    for first in range(0, len(place), rows):
+        part = slice(first, first + rows)
+        mixed, there = colours[part].astype(np.int16), place[part].astype(np.int16)
+        mixed -= there
+        mixed *= np.asarray(cv2.merge([weight[part]] * 3), np.int16)  # at most 255 x 128
+        mixed += 64
+        mixed >>= 7
+        mixed += there
+        place[part] = mixed
 
 
 def _weights(mode: str, softness: float, slope: float) -> npt.NDArray[np.int16]:
@@ -221,10 +222,11 @@ def _seamless(place: Image, colours: Image, alpha: Image, softness: float) -> Im
     padded = cv2.copyMakeBorder(inside_of(np.asarray(levels)), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     ring = ((depth > 0) & (depth < 1.5)).astype(np.float32)
-    seams = np.dstack([(beneath.astype(np.float32) - small) * ring[..., None], ring])
-    spread = np.zeros_like(seams)
-    for reach, weight in _REACHES:
-        spread += weight * cv2.blur(seams, (reach, reach), borderType=cv2.BORDER_CONSTANT)
+    seams = np.asarray(
+        cv2.merge([*cv2.split((beneath.astype(np.float32) - small) * ring[..., None]), ring]), np.float32
+    )
+    near, far = (cv2.blur(seams, (px, px), borderType=cv2.BORDER_CONSTANT) for px in (_NEAR_PX, _FAR_PX))
+    spread = near + 3e-2 * far + 1e-3 * np.array(cv2.mean(seams), np.float32)
     field = np.clip(spread[..., :3] / np.maximum(spread[..., 3:], 1e-9), -_MOST_SHIFT, _MOST_SHIFT)
     inwards = np.exp(-np.maximum(depth - 1, 0) / max(size) / (0.02 + 0.06 * softness))
     field *= (_DEEP + (1 - _DEEP) * inwards)[..., None]
@@ -241,5 +243,5 @@ def _clear_border(levels: Image) -> None:
 def _plain(shape: tuple[int, ...], colour: list[int]) -> Image:
     """Return an image in one colour: OpenCV adds it faster than it adds a colour."""
     image = np.empty(shape, np.uint8)
-    image.reshape(shape[0], -1)[:] = np.tile(np.array(colour, np.uint8), shape[1])
+    image.reshape(shape[0], -1)[:] = np.frombuffer(bytes(colour) * shape[1], np.uint8)
     return image

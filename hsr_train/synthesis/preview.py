@@ -13,7 +13,7 @@ from hsr_train.synthesis.store import Image
 
 _TILE_PX, _GAP_PX, _TITLE_PX = 320, 6, 26
 _PAPER = 245
-_FILL = 0.25
+_FILL = 0.12
 """How strongly an outline is filled with its class's colour."""
 
 
