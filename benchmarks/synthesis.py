@@ -5,8 +5,8 @@
 In each round every loader has its turn in this process: `--samples` places of an epoch's order, after some that do not
 count. Ratios are taken within a round, and their medians count; processor time bears other work on the machine, the
 clock does not. All loaders have the same images at 640 px, labelled with polygons, and default augmentation:
-- plain: the real images alone, with mosaic;
-- ours: two composed images for each real one, from 200 cut-outs and 200 backgrounds;
+- plain: the real images alone, with mosaic; decoded when they are needed, and kept decoded in RAM;
+- ours: two composed images for each real one, from 200 cut-outs and 200 backgrounds; again both ways;
 - copy_paste: ultralytics' own, among the objects of the real images, in its two modes;
 - written before: the same composed images from a set that `mode=synthesize` writes; the writing is timed.
 
@@ -50,6 +50,7 @@ from ultralytics.cfg import get_cfg  # isort: skip (after hsr_train, which isola
 SPEED_GOAL, MEMORY_GOAL_MB = 0.85, 50
 SIDE, RATIO, CLASSES = 640, 2, 10
 PLAIN, OURS, WRITTEN = "plain", "ours, ratio 2", "written before"
+IN_RAM = {"plain, in RAM": PLAIN, "ours, in RAM": OURS}
 NAMES = [f"thing_{i}" for i in range(CLASSES)]
 STEPS = {
     "outlines of what is seen": "outline_of", "turning and sizing": "transform", "colour": "match_colour",
@@ -76,7 +77,8 @@ def textured(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """Return smooth patches of colour with some grain, which takes about as long to decode as a photograph."""
     small = rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)
     picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-    return (picture + rng.normal(0, 6, picture.shape).astype(np.int16)).clip(0, 255).astype(np.uint8)
+    grain = rng.integers(-9, 10, picture.shape, dtype=np.int8)
+    return (picture + grain).clip(0, 255).astype(np.uint8)
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
@@ -110,6 +112,8 @@ class Contest:
             "copy_paste, flip": self.dataset(self.real, copy_paste=0.5, copy_paste_mode="flip"),
             "copy_paste, mixup": self.dataset(self.real, copy_paste=0.5, copy_paste_mode="mixup"),
             WRITTEN: self.dataset(self.both),
+            "plain, in RAM": self.dataset(self.real, cache="ram"),
+            "ours, in RAM": self.dataset(self.real, self.composer(), cache="ram"),
         }
 
     def composer(self, **more: Any) -> Composer:
@@ -160,7 +164,10 @@ class Contest:
 def measure(data: RunDataset, epoch: int, samples: int) -> tuple[float, float]:
     """Return milliseconds of processor time, and of the clock, for a sample."""
     order = epoch_order(0, epoch, len(data))
-    warm = min(40, len(order) - samples)
+    warm = min(32, len(order) - samples)
+    if data.cache != "ram":  # a large set has nothing left of its last epoch
+        data.ims, data.buffer = [None] * data.ni, []
+    data._composed.clear()
     for index in order[:warm]:
         data[epoch, int(index)]
     started, spent = time.perf_counter(), time.process_time()
@@ -274,10 +281,10 @@ def one_object(side: int, image_side: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=480, help="real images")
+    parser.add_argument("--images", type=int, default=240, help="real images")
     parser.add_argument("--sources", type=int, default=200, help="cut-outs, and as many backgrounds")
-    parser.add_argument("--samples", type=int, default=150, help="of each turn")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--samples", type=int, default=60, help="of each turn that count")
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -309,7 +316,8 @@ def show_speeds(contest: Contest, options: argparse.Namespace) -> float:
     print("\n| loader | ms of processor time an image | images/s to plain: processor time | clock |\n|---|---|---|---|")
     ratios = {}
     for name in contest.data:
-        each = [[one[PLAIN][kind] / one[name][kind] for one in rounds] for kind in (0, 1)]
+        to = "plain, in RAM" if name in IN_RAM else PLAIN
+        each = [[one[to][kind] / one[name][kind] for one in rounds] for kind in (0, 1)]
         ratios[name] = statistics.median(each[0])
         spent = spread([one[name][0] for one in rounds], 2)
         print(f"| {name} | {spent} | {spread(each[0], 3)} | {spread(each[1], 3)} |")
@@ -319,7 +327,7 @@ def show_speeds(contest: Contest, options: argparse.Namespace) -> float:
     print(f"Writing took {contest.writing_ms:.1f} ms of processor time an image, so `{WRITTEN}` comes to")
     for epochs in (1, 10, 100):
         print(f"  {plain / (read + share * contest.writing_ms / epochs):.3f} of plain over {epochs} epochs")
-    return ratios[OURS]
+    return min(ratio for name, ratio in ratios.items() if OURS in (name, IN_RAM.get(name)))
 
 
 def show_memory(contest: Contest) -> float:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.synthesis.files import BadImageError, SourceFile, decode_cutout, fingerprint, images_in
-from hsr_train.synthesis.paste import edge_levels
+from hsr_train.synthesis.paste import EDGE_PX, edge_levels
 from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ MIN_MASK_PIXELS = 100
 MIN_SIDE_PX = 32
 DISTRACTOR = "distractor"
 """What stands for the class of objects without one."""
-PAD_PX = 5
+PAD_PX = EDGE_PX + 1
 """Pixels around an object, in its edge's colours, over which a soft edge fades."""
 CRUMB = 0.01
 """Parts of a mask smaller than this share of its largest part are dropped: they would widen the box."""

@@ -16,12 +16,16 @@ from hsr_train.synthesis.store import Image
 
 LEVELS_PER_PX = 8
 """Steps of alpha for each pixel of distance from the edge: up to 16 pixels can be told."""
+EDGE_PX = 4
+"""Pixels around an object, in a cut-out, in which alpha is above 0: as far as an edge can be soft."""
 _EDGE = 127.5
 """Alpha right at the edge."""
 _MARGIN = 3
 """Pixels kept around an object's mask, over which a soft edge fades."""
 _AREA_BELOW = 0.6
 """Factors below it average pixels; linear interpolation would skip some."""
+_SIGMOID = 0.8
+"""tanh(0.8 x) runs from -1 to 1 as a step does that was blurred by a Gaussian."""
 _SOLVED_PX = 32
 """Longest side, about, at which the field that closes a seam is found."""
 _NEAR_PX, _FAR_PX = 5, 15
@@ -147,13 +151,9 @@ def match_colour(colours: Image, alpha: Image, place: Image, strength: float) ->
     lab[0, 1] = lab[0, 0] + strength * np.array(_GRAY_LAB, np.float32) * (lab[0, 1] - lab[0, 0])
     after = 255 * cv2.cvtColor(lab, cv2.COLOR_LAB2BGR)[0, 1]
     shift = np.round(after - np.array(own, np.float32)).astype(np.int16).tolist()
-    if any(value > 0 for value in shift):
-        colours = np.asarray(cv2.add(colours, _plain(colours.shape, [max(value, 0) for value in shift])), np.uint8)
-    if any(value < 0 for value in shift):
-        colours = np.asarray(
-            cv2.subtract(colours, _plain(colours.shape, [max(-value, 0) for value in shift])), np.uint8
-        )
-    return colours
+    more, less = ([max(sign * value, 0) for value in shift] for sign in (1, -1))
+    brighter = cv2.add(colours, _plain(colours.shape, more)) if any(more) else colours
+    return np.asarray(cv2.subtract(brighter, _plain(colours.shape, less)) if any(less) else brighter, np.uint8)
 
 
 def blend(place: Image, colours: Image, alpha: Image, mode: str, softness: float, slope: float = LEVELS_PER_PX) -> None:
@@ -194,7 +194,7 @@ def _weights(mode: str, softness: float, slope: float) -> npt.NDArray[np.int16]:
     """Return how much of an object is seen, 0 to 128, for each step of alpha."""
     distance = (np.arange(256) - _EDGE) / slope
     if mode == "gaussian":
-        reach = min(_MARGIN, (_EDGE - 1) / slope)
+        reach = min(_MARGIN, EDGE_PX * LEVELS_PER_PX / slope)
         ends = np.tanh(_SIGMOID * np.array([-reach, reach]) / (0.5 + 1.5 * softness))
         weight = (np.tanh(_SIGMOID * distance / (0.5 + 1.5 * softness)) - ends[0]) / (ends[1] - ends[0])
         weight[0], weight[255] = 0, 1
@@ -202,10 +202,6 @@ def _weights(mode: str, softness: float, slope: float) -> npt.NDArray[np.int16]:
         weight = np.where(distance > 0, (distance + 0.5) / (1 + 2 * softness), 0)
         weight[255] = 1
     return np.asarray(np.round(128 * np.clip(weight, 0, 1)), np.int16)
-
-
-_SIGMOID = 0.8
-"""tanh(0.8 x) runs from -1 to 1 as a step does that was blurred by a Gaussian."""
 
 
 def _seamless(place: Image, colours: Image, alpha: Image, softness: float) -> Image:
