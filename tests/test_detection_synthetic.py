@@ -252,6 +252,27 @@ def test_changed_or_new_cutouts_and_backgrounds_are_noticed(folder: Path, finish
         assert text in str(caught.value)
 
 
+def test_distractors_are_recorded_and_hashed_like_cutouts(folder: Path, tmp_path: Path) -> None:
+    lamp = write(tmp_path / "distractors" / "lamp" / "one.png", cutout((30, 200, 30)))
+    words = start(folder, tmp_path, synthetic__distractors_dir=tmp_path / "distractors", synthetic__shadow=0.5)
+    run = execute([*words, "synthetic.light=0.5"])
+    assert "1 distractors, which get no label" in RunDirectory(run).train_log.read_text()
+    manifest = read_json(run / "manifest.json")["fingerprints"]["data"]["synthetic"]
+    assert manifest["distractors"] == 1 and manifest["cutouts"] == 3
+    assert "distractors,lamp/one.png," in (run / "data_files.csv").read_text()
+    write(lamp, cutout((30, 30, 200)))
+    with pytest.raises(InputError, match=r"lamp/one.png: the image changed"):
+        hsr_train.execute(hsr_train.compose([f"reproduce={run}", f"output_dir={tmp_path}", "mode=check"]))
+
+
+def test_number_of_distractors_without_any_is_refused(folder: Path, tmp_path: Path) -> None:
+    words = [*start(folder, tmp_path), "synthetic.distractors=[1,3]"]
+    with pytest.raises(InputError, match=r"synthetic.distractors: .*has no effect without distractors_dir"):
+        hsr_train.compose(words)
+    with pytest.raises(InputError, match=r"must be two numbers, the smaller one first, at least 0"):
+        hsr_train.compose([*words[:-1], "synthetic.distractors=[3,1]", f"synthetic.distractors_dir={tmp_path}"])
+
+
 def test_training_images_serve_as_backgrounds(folder: Path, tmp_path: Path) -> None:
     run = execute(start(folder, tmp_path, synthetic__backgrounds_dir=None))
     assert "on the training images" in RunDirectory(run).train_log.read_text()

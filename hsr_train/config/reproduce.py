@@ -34,6 +34,8 @@ FREE = (
     "synthetic.annotated_dir",
     "synthetic.masks_dir",
     "synthetic.backgrounds_dir",
+    "synthetic.distractors_dir",
+    "synthetic.distractors_dir",
     "model.weights",
     "model.weights_dirs",
 )

@@ -21,7 +21,11 @@ def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decisi
     """Check the section, and decide `enabled=auto`, unless that takes the labels: then `auto` it stays."""
     config = e.synthetic
     problems = [*_range("objects", config.objects), *_range("scale", config.scale), *_blends(config.blend)]
-    for key in ("annotated_dir", "masks_dir", "backgrounds_dir"):
+    problems += _range("distractors", config.distractors)
+    if "synthetic.distractors" in typed and config.distractors_dir is None:
+        allowed, remedy = "has no effect without distractors_dir", "synthetic.distractors_dir=FOLDER, or leave it out"
+        problems.append(Problem("synthetic.distractors", shown(config.distractors), allowed, remedy))
+    for key in ("annotated_dir", "masks_dir", "backgrounds_dir", "distractors_dir"):
         if getattr(config, key) == "":
             problems.append(Problem(f"synthetic.{key}", "", "has no value", f"synthetic.{key}=FOLDER"))
     if config.enabled not in (True, False, "auto"):

@@ -18,8 +18,9 @@ from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 KEY = "synthetic.backgrounds_dir"
 ZOOM = 1.4
-"""A background is cropped to between 1 / ZOOM of its shorter side and all of it."""
-_VERSION = 1
+"""The square parts of a background have between 1 / ZOOM of its shorter side and all of it, the same share each time:
+it is kept in the size in which a part has as many pixels as a composed image, and is only copied."""
+_VERSION = 2
 
 Floats = npt.NDArray[np.float32]
 
@@ -58,7 +59,7 @@ class FolderBackgrounds:
         pixels: The decoded images, or None where they are decoded when they are needed.
         used: Numbers of the files that can be used.
         rejected: Files that were left out, with the reason.
-        largest: Shorter side in pixels to which an image is reduced.
+        side: Side of composed images in pixels, for which images are reduced.
     """
 
     files: list[SourceFile]
@@ -66,7 +67,7 @@ class FolderBackgrounds:
     pixels: PixelStore | None
     used: list[int]
     rejected: dict[str, str]
-    largest: int
+    side: int
 
     def __len__(self) -> int:
         return len(self.used)
@@ -102,26 +103,25 @@ class FolderBackgrounds:
             remedy = "put images without objects there, or leave it out: the training images serve"
             raise InputError(Problem(KEY, str(folder), "holds no images", remedy))
         hash_all(files)
-        largest = round(side * ZOOM)
-        stored = len(files) * largest * largest * 3 * 1.8 <= limit_bytes  # of a 16:9 image
-        key = fingerprint(files, _VERSION, largest, stored)
+        stored = len(files) * (side * ZOOM) ** 2 * 3 * 1.8 <= limit_bytes  # of a 16:9 image
+        key = fingerprint(files, _VERSION, side, stored)
 
         def make() -> tuple[Iterator[Image], dict[str, Any]]:
             notes: dict[str, Any] = {"used": [], "bad": {}}
-            return _prepared(files, notes, largest, stored), notes
+            return _prepared(files, notes, side, stored), notes
 
         pixels, notes = build_store(Path(cache_dir) / "synthesis", key[:32], make)
         bad: dict[str, str] = notes["bad"]
         refuse_bad(KEY, str(folder), bad, len(files), skip_bad=skip_bad, some_left=bool(notes["used"]))
-        return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, largest)
+        return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, side)
 
     def draw(self, rng: np.random.Generator, side: int) -> Scene:
         """Return a crop as a square scene without objects; it is mirrored with the whole image, by augmentation."""
         number = int(rng.integers(len(self.used)))
-        zoom, x, y = rng.random(3)
+        x, y = rng.random(2)
         image = self._load(number)
         height, width = image.shape[:2]
-        crop = max(round(min(height, width) / (1 + (ZOOM - 1) * zoom)), 1)
+        crop = max(round(min(height, width) / _zoom(self.used[number])), 1)
         left, top = round(x * (width - crop)), round(y * (height - crop))
         part = image[top : top + crop, left : left + crop]
         method = cv2.INTER_AREA if crop > 2 * side else cv2.INTER_LINEAR
@@ -131,12 +131,20 @@ class FolderBackgrounds:
     def _load(self, number: int) -> Image:
         if self.pixels is not None:
             return self.pixels[number]
-        return _reduced(decode(self.files[self.used[number]].image), self.largest)
+        number = self.used[number]
+        return _reduced(decode(self.files[number].image), round(self.side * _zoom(number)))
 
 
-def _prepared(files: list[SourceFile], notes: dict[str, Any], largest: int, stored: bool) -> Iterator[Image]:
-    read = read_all(files, lambda file: _reduced(decode(file.image), largest), "Reading backgrounds")
-    for number, (file, result) in enumerate(read):
+def _zoom(number: int) -> float:
+    """Return the shorter side of file `number` as a multiple of that of its parts: evenly spread from 1 to ZOOM."""
+    return 1 + (ZOOM - 1) * ((number + 0.5) * 0.618034 % 1)
+
+
+def _prepared(files: list[SourceFile], notes: dict[str, Any], side: int, stored: bool) -> Iterator[Image]:
+    def one(job: tuple[int, SourceFile]) -> Image:
+        return _reduced(decode(job[1].image), round(side * _zoom(job[0])))
+
+    for (number, file), result in read_all(list(enumerate(files)), one, "Reading backgrounds"):
         if isinstance(result, BadImageError):
             notes["bad"][file.name] = str(result)
             continue

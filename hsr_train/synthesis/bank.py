@@ -32,10 +32,20 @@ from hsr_train.synthesis.files import BadImageError, SourceFile, decode_cutout, 
 from hsr_train.synthesis.masks import cut_objects
 from hsr_train.synthesis.photos import Photo, choose_objects
 from hsr_train.synthesis.reading import hash_all, read_all, refuse_bad
-from hsr_train.synthesis.sources import KEY, LAYOUT, MASKS_KEY, find_cutouts, find_masks
+from hsr_train.synthesis.sources import (
+    DISTRACTORS_KEY,
+    KEY,
+    LAYOUT,
+    MASKS_KEY,
+    find_cutouts,
+    find_distractors,
+    find_masks,
+)
 from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 _RULES = (VERSION, MIN_MASK_PIXELS, MIN_SIDE_PX, CRUMB, PAD_PX)
+DISTRACTOR = "distractor"
+"""What stands for the class of objects without one."""
 _MOST_NAMED = 1000
 """Names of objects left out that are kept; they are counted all."""
 _PER_CLASS_KEY = "synthetic.cutouts_per_class"
@@ -50,7 +60,8 @@ class ObjectBank:
     """Cut-outs ready to be pasted.
 
     Attributes:
-        pixels: BGRA images; alpha is 255 on the object and 0 around it, where colours go on as at its edge.
+        pixels: BGRA images; alpha says how far the edge is, see `edge_levels`, and around the object, where it is at
+            most 127, colours go on as at its edge.
         classes: (n,) class ids.
         size_per_side: (n,) factor on the stored pixels for each pixel of a composed image's side that gives the object
             the size which it had in its photo.
@@ -87,6 +98,7 @@ class ObjectBank:
         largest_scale: float = 1.5,
         skip_bad: bool = False,
         limit_bytes: int | None = None,
+        distractors: bool = False,
     ) -> ObjectBank:
         """Read the cut-outs of a folder.
 
@@ -100,11 +112,13 @@ class ObjectBank:
             largest_scale: Largest factor by which an object is enlarged.
             skip_bad: Leave unusable files out instead of refusing all.
             limit_bytes: Largest allowed bank.
+            distractors: The objects are of none of the classes; see `find_distractors`.
 
         Raises:
             InputError: With every unusable file, or because nothing can be used.
         """
-        files = find_cutouts(Path(folder), list(names))
+        setting = DISTRACTORS_KEY if distractors else KEY
+        files = (find_distractors if distractors else find_cutouts)(Path(folder), list(names))
         hash_all(files)
         photo = float(photo_side or side)
 
@@ -120,15 +134,16 @@ class ObjectBank:
                 yield file.name, file.class_id, result
 
         key = fingerprint(files, *_RULES, side, photo, largest_scale)
-        too_large = Problem(KEY, f"{len(files)} files", "", "fewer cut-outs, or a smaller train.imgsz")
+        too_large = Problem(setting, f"{len(files)} files", "", "fewer cut-outs, or a smaller train.imgsz")
         pixels, notes = build_store(
             Path(cache_dir) / "synthesis", key[:32], partial(_gathered, all_of_them, {}, limit_bytes, too_large)
         )
         bad: dict[str, str] = notes["bad"]
-        refuse_bad(KEY, str(folder), bad, len(files), skip_bad=skip_bad, some_left=len(bad) < len(files))
+        refuse_bad(setting, str(folder), bad, len(files), skip_bad=skip_bad, some_left=len(bad) < len(files))
         rejected = bad | notes["rejected"]
         if not notes["classes"]:
-            _refuse_empty(KEY, str(folder), Counter(rejected.values()), f"put some there: {LAYOUT}")
+            _refuse_empty(setting, str(folder), Counter(rejected.values()), f"put some there: {LAYOUT}")
+        names = [DISTRACTOR] if distractors else names
         return cls._of(pixels, notes, names, files, rejected, "annotated_dir", Counter(rejected.values()))
 
     @classmethod

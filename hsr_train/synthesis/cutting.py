@@ -10,15 +10,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from hsr_train.synthesis.paste import EDGE_PX, edge_levels
 from hsr_train.synthesis.store import Image
 
 MIN_MASK_PIXELS = 100
 MIN_SIDE_PX = 32
-PAD_PX = 4
+PAD_PX = EDGE_PX + 1
 """Pixels around an object, in its edge's colours, over which a soft edge fades."""
 CRUMB = 0.01
 """Parts of a mask smaller than this share of its largest part are dropped: they would widen the box."""
-VERSION = 2
+VERSION = 3
 """Of what is cut out and kept; another one makes every bank anew."""
 
 TOO_FEW = f"has fewer than {MIN_MASK_PIXELS} mask pixels"
@@ -29,7 +30,7 @@ class Cutout(NamedTuple):
     """An object ready to be pasted.
 
     Attributes:
-        pixels: (h, w, 4) BGRA.
+        pixels: (h, w, 4) BGRA; see `ObjectBank.pixels`.
         size_per_side: See `ObjectBank.size_per_side`.
     """
 
@@ -67,7 +68,7 @@ def cut_out(image: Image, mask: Image, photo_side: float, side: int, largest_sca
         mask = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_AREA), np.uint8)
     colours = np.asarray(cv2.copyMakeBorder(colours, *(PAD_PX,) * 4, cv2.BORDER_REPLICATE), np.uint8)
     mask = np.asarray(cv2.copyMakeBorder(mask, *(PAD_PX,) * 4, cv2.BORDER_CONSTANT, value=0), np.uint8)
-    return Cutout(np.dstack([colours, mask]), nominal / shrink / side)
+    return Cutout(np.dstack([colours, edge_levels(mask)]), nominal / shrink / side)
 
 
 def _without_crumbs(mask: Image) -> Image:

@@ -13,6 +13,7 @@ from hsr_train.synthesis.files import SourceFile, images_in
 from hsr_train.synthesis.photos import Photo
 
 KEY = "synthetic.annotated_dir"
+DISTRACTORS_KEY = "synthetic.distractors_dir"
 MASKS_KEY = "synthetic.masks_dir"
 LAYOUT = "CLASS/images/* with CLASS/masks/<stem>_mask.png, or CLASS/*.png with alpha"
 MASKS_LAYOUT = "<stem>.png or <stem>_mask.png for all objects of a training image, or <stem>_<n>.png for each"
@@ -39,6 +40,26 @@ def find_cutouts(folder: Path, names: list[str]) -> list[SourceFile]:
     files = [file for place in places for file in _of_class(place, folder, names.index(place.name))]
     if not files:
         raise InputError(Problem(KEY, str(folder), "holds no images", f"put cut-outs there: {LAYOUT}"))
+    return files
+
+
+def find_distractors(folder: Path, names: list[str]) -> list[SourceFile]:
+    """List the cut-outs of objects that are none of the classes: laid out as for `find_cutouts`, or without folders.
+
+    Raises:
+        InputError: There is no such folder, none in it, or a folder that is named as a class of the data.
+    """
+    _must_be_folder(folder, DISTRACTORS_KEY, LAYOUT)
+    places = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    places = [folder, *sorted(path for path in places if path.name not in ("images", "masks"))]
+    known = {name.casefold() for name in names}
+    clashes = [path.name for path in places[1:] if path.name.casefold() in known]
+    if clashes:
+        allowed, remedy = "is a class of the data: its objects would have no label", f"move it to {KEY}"
+        raise InputError([Problem(f"{DISTRACTORS_KEY} ({name})", "", allowed, remedy) for name in clashes])
+    files = [file for place in places for file in _of_class(place, folder, 0)]
+    if not files:
+        raise InputError(Problem(DISTRACTORS_KEY, str(folder), "holds no images", f"put cut-outs there: {LAYOUT}"))
     return files
 
 

@@ -52,6 +52,14 @@ class SyntheticConfig:
     )  # fmt: skip
     color_match: float = knob(0.7, "Share of the way from an object's mean colour to that of its place.", ge=0, le=1)
     blend: list[str] = knob(list(BLENDS), f"Edges, drawn for each object; any of {', '.join(BLENDS)}.")
+    light: float = knob(
+        0.0, "Light on pasted objects, the same for all of an image: strength of its gradient and gain.", ge=0, le=1
+    )
+    shadow: float = knob(0.0, "Probability of a soft shadow under a pasted object.", ge=0, le=1)
+    distractors_dir: str | None = knob(
+        None, "Cut-outs of objects that are pasted but never labelled: laid out as annotated_dir, any folder names."
+    )
+    distractors: list[int] = knob([0, 2], "Fewest and most distractors pasted into an image.", ge=0, le=100)
     balance: str = knob(
         "none", "Classes of pasted objects: as the cut-outs are, each as often, or the really rare more often.",
         choices=("none", "uniform", "inverse"),

@@ -321,7 +321,7 @@ def _make_absolute(experiment: DetectExperiment) -> None:
         experiment.data.path = str(Path(experiment.data.path).expanduser().absolute())
     if experiment.data.cache_dir is not None:
         experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
-    for key in ("annotated_dir", "masks_dir", "backgrounds_dir"):
+    for key in ("annotated_dir", "masks_dir", "backgrounds_dir", "distractors_dir"):
         folder = getattr(experiment.synthetic, key)
         if folder is not None:
             setattr(experiment.synthetic, key, str(Path(folder).expanduser().absolute()))

@@ -29,7 +29,7 @@ from hsr_train.synthesis.writer import write_set
 
 log = logging.getLogger(__name__)
 
-CUTOUTS, MASKS, BACKGROUNDS = "cut-outs", "masks", "backgrounds"
+CUTOUTS, MASKS, BACKGROUNDS, DISTRACTORS = "cut-outs", "masks", "backgrounds", "distractors"
 """Names of their own beside train, val and test in data_files.csv."""
 SHOWING = ("preview", "synthesize")
 """Modes that compose images whatever the ratio."""
@@ -53,12 +53,14 @@ class Synthesis:
         bank: The objects.
         backgrounds: Images without objects; None: the training images serve.
         dataset: The real set.
+        distractors: Objects that get no label.
     """
 
     config: SyntheticConfig
     bank: ObjectBank
     backgrounds: FolderBackgrounds | None
     dataset: DetectionSet
+    distractors: ObjectBank | None = None
 
     @property
     def num_composed(self) -> int:
@@ -76,21 +78,26 @@ class Synthesis:
             seed=seed,
             real_counts=self.dataset.counts["train"],
             outlines=any(len(segments) for segments in train.segments),
+            distractors=self.distractors,
         )
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest keeps."""
-        backgrounds = self.backgrounds
+        backgrounds, distractors = self.backgrounds, self.distractors
         return {
             "source": self.bank.source,
             "annotated_dir": self.config.annotated_dir,
             "masks_dir": self.config.masks_dir,
             "backgrounds_dir": self.config.backgrounds_dir,
+            "distractors_dir": self.config.distractors_dir,
+            "distractors": len(distractors) if distractors else None,
             "cutouts": len(self.bank),
             "cutouts_per_class": self.bank.counts,
             "backgrounds": len(backgrounds) if backgrounds else None,
             "left_out": self.bank.left_out,
-            "rejected": self.bank.rejected | (backgrounds.rejected if backgrounds else {}),
+            "rejected": self.bank.rejected
+            | (backgrounds.rejected if backgrounds else {})
+            | (distractors.rejected if distractors else {}),
             "composed_per_epoch": self.num_composed,
             "fingerprint": fingerprint([file for _, file in self._sources()]),
         }
@@ -104,6 +111,7 @@ class Synthesis:
         kind = CUTOUTS if self.bank.source == "annotated_dir" else MASKS
         yield from ((kind, file) for file in self.bank.files)
         yield from ((BACKGROUNDS, file) for file in (self.backgrounds.files if self.backgrounds else ()))
+        yield from ((DISTRACTORS, file) for file in (self.distractors.files if self.distractors else ()))
 
     def summary(self) -> list[str]:
         """Return lines for a person."""
@@ -120,6 +128,8 @@ class Synthesis:
         if reasons:
             told = "; ".join(f"{count} x {why}" for why, count in reasons[:_MOST_REASONS])
             lines.append(f"  cut-outs left out: {sum(self.bank.left_out.values())} ({told}); the manifest names them")
+        if self.distractors:
+            lines.append(f"  {len(self.distractors):,} distractors, which get no label")
         in_train = zip(self.dataset.names, self.dataset.counts["train"], strict=True)
         without = [name for name, number in in_train if number and name not in counts]
         if without:
@@ -145,9 +155,24 @@ def prepare_synthesis(
     skip_bad = experiment.data.on_bad == "skip"
     limit = int(machine.ram_available_bytes * MEMORY_SHARE)
     problems: list[Problem] = []
-    bank, backgrounds = None, None
+    bank, backgrounds, distractors = None, None, None
     try:
         bank = _read_bank(experiment, dataset, source, cache_dir, skip_bad, limit)
+    except InputError as error:
+        problems += error.problems
+    try:
+        if config.distractors_dir is not None:
+            distractors = ObjectBank.read(
+                Path(config.distractors_dir).expanduser().absolute(),
+                dataset.names,
+                cache_dir=cache_dir,
+                side=experiment.train.imgsz,
+                photo_side=_photo_side(dataset),
+                largest_scale=config.scale[1],
+                skip_bad=skip_bad,
+                limit_bytes=limit,
+                distractors=True,
+            )
     except InputError as error:
         problems += error.problems
     try:
@@ -165,7 +190,12 @@ def prepare_synthesis(
         problems += error.problems
     if problems or bank is None:
         raise InputError(problems)
-    return Synthesis(config, bank, backgrounds, dataset)
+    return Synthesis(config, bank, backgrounds, dataset, distractors)
+
+
+def _photo_side(dataset: DetectionSet) -> float:
+    """Return the longest side in pixels of a photo of the set, for cut-outs that do not say of what photo they are."""
+    return float(np.median(dataset.splits["train"].shapes.max(axis=1)))
 
 
 def _source(experiment: DetectExperiment, dataset: DetectionSet, decisions: Decisions) -> str | None:
@@ -210,7 +240,7 @@ def _read_bank(
             dataset.names,
             cache_dir=cache_dir,
             side=side,
-            photo_side=float(np.median(train.shapes.max(axis=1))),
+            photo_side=_photo_side(dataset),
             largest_scale=config.scale[1],
             skip_bad=skip_bad,
             limit_bytes=limit_bytes,
@@ -268,7 +298,9 @@ def write_preview(synthesis: Synthesis, path: Path, *, side: int, seed: int) -> 
     train = synthesis.dataset.splits["train"]
     chosen = np.linspace(0, len(train) - 1, min(_REAL_SHOWN, len(train))).round().astype(int).tolist()
     scenes = TrainingBackgrounds(train.images, train.labels, train.segments)
-    real = [(scene.image, scene.boxes, scene.classes.tolist()) for scene in (scenes.scene(i, side) for i in chosen)]
-    sheet = contact_sheet(synthesis.composer(side, seed), real, synthesis.dataset.names)
+    real = [scenes.scene(i, side) for i in chosen]
+    composer = synthesis.composer(side, seed)
+    composer.outlines = composer.partial_outlines = True
+    sheet = contact_sheet(composer, real, synthesis.dataset.names)
     write_bytes(path, cv2.imencode(".png", sheet)[1].tobytes())
     write_bytes(path.with_name("cutouts.png"), cv2.imencode(".png", cutout_sheet(synthesis.bank))[1].tobytes())
