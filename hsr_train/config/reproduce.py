@@ -35,7 +35,6 @@ FREE = (
     "synthetic.masks_dir",
     "synthetic.backgrounds_dir",
     "synthetic.distractors_dir",
-    "synthetic.distractors_dir",
     "model.weights",
     "model.weights_dirs",
 )
