@@ -168,6 +168,11 @@ class DetectExperiment(Experiment):
     RATE_KEY: ClassVar[str] = "optimizer.lr0"
     PRECISION: ClassVar[tuple[str, Any, Any]] = ("train.amp", True, False)
 
+    @property
+    def not_shared(self) -> tuple[str, str, str] | None:
+        """See the parent; any detector can be trained by several processes."""
+        return None
+
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

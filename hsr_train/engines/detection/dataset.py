@@ -13,6 +13,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from hsr_train.data.detection_set import DetectionSplit
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.loader_start import heed_stops, stops_held
+from hsr_train.engines.together import WHOLE, Share
 from hsr_train.run.atomic import atomic_path
 from hsr_train.synthesis import Composed, Composer, TrainingBackgrounds
 
@@ -83,33 +85,51 @@ class EpochSampler(Sampler[SampleKey]):
 
 
 class SplitBatches(Sampler[list[SampleKey]]):
-    """Batches of a size, each handed over in nearly equal parts of at most `at_once` samples.
+    """This process's shares of batches of a size, each handed over in nearly equal parts of at most `at_once` samples.
 
     No part crosses the border of a batch, so that whatever memory allows, gradients add up over the same images.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int, at_once: int) -> None:
-        self.sampler, self.batch_size, self.at_once = sampler, batch_size, at_once
+    def __init__(self, sampler: EpochSampler, batch_size: int, at_once: int, share: Share = WHOLE) -> None:
+        self.sampler, self.batch_size, self.at_once, self.share = sampler, batch_size, at_once, share
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         keys = list(self.sampler)
-        start = 0
-        for size in self._sizes():
-            yield keys[start : start + size]
-            start += size
+        for first in range(0, len(keys), self.batch_size):
+            own = keys[first : first + self.batch_size][self.share.rank :: self.share.count]
+            start = 0
+            for part in self._parts(min(self.batch_size, len(keys) - first)):
+                if part.own:
+                    yield own[start : start + part.own]
+                    start += part.own
 
     def __len__(self) -> int:
-        return len(self._sizes())
+        return sum(part.own > 0 for part in self.parts())
 
-    def _sizes(self) -> list[int]:
-        """Return the sizes of an epoch's parts."""
+    def parts(self) -> list[Part]:
+        """Return an epoch's parts, with those that hold no image of this process."""
         whole, rest = divmod(len(self.sampler), self.batch_size)
-        return _parts(self.batch_size, self.at_once) * whole + _parts(rest, self.at_once)
+        return self._parts(self.batch_size) * whole + self._parts(rest)
+
+    def _parts(self, size: int) -> list[Part]:
+        """Divide a batch; every process has as many parts as the one with the most images."""
+        count = -(-self.share.most(size) // self.at_once)
+        shares = [Share(rank, self.share.count).real(size) for rank in range(self.share.count)]
+        divided = [[share // count + (i < share % count) for i in range(count)] for share in shares]
+        return [Part(divided[self.share.rank][i], sum(sizes[i] for sizes in divided)) for i in range(count)]
 
 
-def _parts(size: int, most: int) -> list[int]:
-    count = -(-size // most)
-    return [size // count + (i < size % count) for i in range(count)]
+@dataclass(frozen=True)
+class Part:
+    """What goes through the network at once.
+
+    Attributes:
+        own: Images of this process.
+        images: Images of all processes that share the batch.
+    """
+
+    own: int
+    images: int
 
 
 PREFETCHED = 4
@@ -368,6 +388,7 @@ def make_loader(
     shuffle: bool,
     start_epoch: int,
     pin: bool,
+    share: Share = WHOLE,
 ) -> Any:
     """Return an endless loader whose workers live as long as it does; one `iter()` is one epoch.
 
@@ -380,6 +401,7 @@ def make_loader(
         shuffle: Whether the order is drawn anew for each epoch.
         start_epoch: The first epoch, counted from 0.
         pin: Whether batches are put where a GPU copies from fastest.
+        share: What this process takes of each batch, of several that train together.
     """
     sampler = EpochSampler(len(dataset), seed, start_epoch, shuffle)
     loader = _Loader(
@@ -394,5 +416,5 @@ def make_loader(
         generator=torch.Generator().manual_seed(seed),
     )
     # Put in afterwards, as the library puts in its own: its trainer asks the loader for batch_size and sampler.
-    object.__setattr__(loader, "batch_sampler", _RepeatSampler(SplitBatches(sampler, batch_size, at_once)))
+    object.__setattr__(loader, "batch_sampler", _RepeatSampler(SplitBatches(sampler, batch_size, at_once, share)))
     return loader

@@ -33,9 +33,10 @@ from hsr_train.engines.detection.probe import cpu_batch, probe_batch
 from hsr_train.engines.detection.schedule import effective_batch
 from hsr_train.engines.detection.synthetic import SHOWING, Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
+from hsr_train.engines.devices import own_device
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
-from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
+from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order
 from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
 
@@ -56,8 +57,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     problems: list[Problem] = []
     device, dataset, start = "cpu", None, None
     try:
-        device, decision = resolve_device(machine, experiment.train.device, decisions)
-        _take(experiment.train, "device", decision, decisions)
+        device = own_device(experiment, machine, decisions)
     except InputError as error:
         problems += error.problems
     try:
