@@ -40,6 +40,20 @@ def own_device(experiment: Any, machine: Machine, decisions: Decisions) -> str:
     return device
 
 
+def num_sharing(experiment: Any) -> int:
+    """Return how many processes share each batch; in mode=check, how many would."""
+    named = parse_device(experiment.train.device)
+    return max(num_processes(), len(named) if isinstance(named, list) else 1)
+
+
+def least_device(experiment: Any, machine: Machine, device: str) -> str:
+    """Return the GPU that a batch must fit on: this process's own, or the smallest of all that share."""
+    named, count = parse_device(experiment.train.device), num_sharing(experiment)
+    if device == "cpu" or count == 1:
+        return device
+    return smallest(machine, named if isinstance(named, list) and len(named) == count else [*range(count)])
+
+
 def smallest(machine: Machine, numbers: list[int]) -> str:
     """Return the GPU with the least memory of those named, for what must fit on each of them."""
     gpu = min((gpu for gpu in machine.gpus if gpu.index in numbers), key=lambda gpu: (gpu.nominal_gb, gpu.free_bytes))

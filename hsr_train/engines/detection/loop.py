@@ -197,7 +197,7 @@ class Loop:
 
     def _refuse_divergence(self, epoch: int, losses: dict[str, float]) -> None:
         ema = self.trainer.ema
-        weights = ema.ema.state_dict().values() if ema is not None else ()
+        weights: list[torch.Tensor] = list(ema.ema.state_dict().values()) if ema is not None else []
         finite = all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights)
         if all(self.trainer.together.of_all(finite)):
             return

@@ -22,8 +22,9 @@ import torch
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection import options
+from hsr_train.engines.detection.batches import Part
 from hsr_train.engines.detection.checkpoint import WeightsFile
-from hsr_train.engines.detection.dataset import Part, RunDataset, make_loader
+from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.freezing import described, frozen_modules
 from hsr_train.engines.detection.layer_rates import divide_by_module, rates_by_kind, table
 from hsr_train.engines.detection.library import bring_up
