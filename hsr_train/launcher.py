@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from hsr_train.errors import InputError, Terminated
@@ -97,10 +98,11 @@ def _watch(children: list[subprocess.Popen[bytes]]) -> int:
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:
-    """End whoever is left; the first process gets the time that it needs."""
-    _tell(children, signal.SIGTERM)
-    _wait(children[:1], FIRST_ENDS_S)
-    _wait(children[1:], OTHERS_END_S)
+    """End whoever is left; the first process gets the time that it needs, unless somebody is impatient."""
+    with suppress(KeyboardInterrupt):
+        _tell(children, signal.SIGTERM)
+        _wait(children[:1], FIRST_ENDS_S)
+        _wait(children[1:], OTHERS_END_S)
     for child in children:
         if child.poll() is None:
             child.kill()

@@ -23,7 +23,16 @@ from hsr_train.hardware import detect
 ALIKE = {"train__freeze": "[model.*.bn]", "optimizer": "sgd", "optimizer__lr0": "0.0001",
          "optimizer__warmup_bias_lr": "0.0001"}  # fmt: skip
 FIGURES = ("box_loss", "cls_loss", "dfl_loss", "val_box_loss", "val_cls_loss", "val_dfl_loss", "lr_0", "lr_1", "lr_2")
-OURS = "import sys; from hsr_train.launcher import launch; sys.exit(launch([sys.executable, *sys.argv[1:]], 2))"
+OURS = """
+import sys
+from hsr_train.cli import _stoppable
+from hsr_train.launcher import launch
+
+with _stoppable():
+    status = launch([sys.executable, *sys.argv[1:]], 2)
+sys.exit(status)
+"""
+
 
 Launch = Callable[..., subprocess.Popen[str]]
 
@@ -131,11 +140,12 @@ def test_interrupted_run_of_two_processes_goes_on_to_the_bit(
 def test_shortage_in_one_of_two_processes_ends_both_with_what_to_type(
     launch: Launch, tmp_path: Path, small_set: Path, shared_cache: Path
 ) -> None:
+    """The third part of the second process is in the third epoch: it has no image in an epoch's last batch."""
     words = overrides(small_set, tmp_path, shared_cache)
     process = launch(words, module="detection_fault_process")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
-    assert "Process 1: Out of GPU memory in process 1 of 2, in epoch 1 (training step)" in output, output
+    assert "Process 1: Out of GPU memory in process 1 of 2, in epoch 3 (training step)" in output, output
     assert "start again with train.batch=2" in output
     assert read_json(only_run(tmp_path) / "status.json")["state"] == "failed"
     assert "Traceback" not in output
