@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from hsr_train.data.detection_set import DetectionSplit
+from hsr_train.engines.detection.batches import EpochSampler, SampleKey, SplitBatches, epoch_order
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.loader_start import heed_stops, stops_held
+from hsr_train.engines.together import WHOLE, Share
 from hsr_train.run.atomic import atomic_path
 from hsr_train.synthesis import Composed, Composer, TrainingBackgrounds
 
@@ -44,7 +45,6 @@ def _bar(*args: Any, **kwargs: Any) -> Any:
 
 base_module.TQDM = _bar
 
-SampleKey = tuple[int, int]
 _MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
 MOSAIC_WINDOW = 64
 """Mosaic partners are at most half of this many places away in the epoch's order, so that each was decoded, or will be
@@ -56,60 +56,6 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
     words = np.random.SeedSequence((seed, epoch, index)).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-
-
-def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Return the indices of a shuffled epoch, of shape (num_samples,)."""
-    return np.random.default_rng((seed, epoch)).permutation(num_samples)
-
-
-class EpochSampler(Sampler[SampleKey]):
-    """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
-
-    Each `iter()` is the next epoch; the loader calls it without end.
-    """
-
-    def __init__(self, num_samples: int, seed: int, start_epoch: int = 0, shuffle: bool = True) -> None:
-        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
-        self.next_epoch = start_epoch
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-        order = epoch_order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
-        return iter([(epoch, int(i)) for i in order])
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-
-class SplitBatches(Sampler[list[SampleKey]]):
-    """Batches of a size, each handed over in nearly equal parts of at most `at_once` samples.
-
-    No part crosses the border of a batch, so that whatever memory allows, gradients add up over the same images.
-    """
-
-    def __init__(self, sampler: EpochSampler, batch_size: int, at_once: int) -> None:
-        self.sampler, self.batch_size, self.at_once = sampler, batch_size, at_once
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        keys = list(self.sampler)
-        start = 0
-        for size in self._sizes():
-            yield keys[start : start + size]
-            start += size
-
-    def __len__(self) -> int:
-        return len(self._sizes())
-
-    def _sizes(self) -> list[int]:
-        """Return the sizes of an epoch's parts."""
-        whole, rest = divmod(len(self.sampler), self.batch_size)
-        return _parts(self.batch_size, self.at_once) * whole + _parts(rest, self.at_once)
-
-
-def _parts(size: int, most: int) -> list[int]:
-    count = -(-size // most)
-    return [size // count + (i < size % count) for i in range(count)]
 
 
 PREFETCHED = 4
@@ -368,6 +314,7 @@ def make_loader(
     shuffle: bool,
     start_epoch: int,
     pin: bool,
+    share: Share = WHOLE,
 ) -> Any:
     """Return an endless loader whose workers live as long as it does; one `iter()` is one epoch.
 
@@ -380,6 +327,7 @@ def make_loader(
         shuffle: Whether the order is drawn anew for each epoch.
         start_epoch: The first epoch, counted from 0.
         pin: Whether batches are put where a GPU copies from fastest.
+        share: What this process takes of each batch, of several that train together.
     """
     sampler = EpochSampler(len(dataset), seed, start_epoch, shuffle)
     loader = _Loader(
@@ -394,5 +342,5 @@ def make_loader(
         generator=torch.Generator().manual_seed(seed),
     )
     # Put in afterwards, as the library puts in its own: its trainer asks the loader for batch_size and sampler.
-    object.__setattr__(loader, "batch_sampler", _RepeatSampler(SplitBatches(sampler, batch_size, at_once)))
+    object.__setattr__(loader, "batch_sampler", _RepeatSampler(SplitBatches(sampler, batch_size, at_once, share)))
     return loader

@@ -13,7 +13,7 @@ from hsr_train.data.detection_folds import write_detection_splits
 from hsr_train.data.detection_splits import list_detection_folds
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
-from hsr_train.engines.detection.attempts import Attempts
+from hsr_train.engines.detection.attempts import Attempts, assist
 from hsr_train.engines.detection.averaging import recalibrated, serialized
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
 from hsr_train.engines.detection.export import ExportError, export_model
@@ -21,9 +21,10 @@ from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
 from hsr_train.engines.detection.synthetic import write_composed_set, write_preview
+from hsr_train.engines.devices import own_device
 from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
-from hsr_train.hardware import Machine
+from hsr_train.hardware import Machine, pin_cuda_order
 from hsr_train.pace import Ending
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
 from hsr_train.run.atomic import write_bytes, write_json, write_text
@@ -60,8 +61,7 @@ class DetectionEngine:
         """Train from the start or from the newest state, evaluate best.pt and export it."""
         run, recovery = context.run, context.recovery
         context.pace.expect(self._ending(plan, context))
-        attempts = Attempts(plan, context)
-        trained = persevere(attempts.next, recovery)
+        trained = Attempts(plan, context).all()
         recovery.at(FINAL_EVALUATION, trained.epochs)
         log.info("Evaluating best.pt (epoch %d)", trained.best_epoch)
         best = persevere(lambda: self._evaluate(plan, context, run.weights / "best.pt", "val", run.plots), recovery)
@@ -108,6 +108,11 @@ class DetectionEngine:
             if formats
             else None,
         )
+
+    def assist(self, experiment: DetectExperiment, machine: Machine) -> None:
+        """See `attempts.assist`."""
+        pin_cuda_order()
+        assist(experiment, own_device(experiment, machine, Decisions()))
 
     def validate(self, plan: Plan, context: RunContext) -> Result:
         """Evaluate given weights on `data.split`."""

@@ -70,6 +70,8 @@ class Loop:
         average: Of the last epochs' weights; collects if train.swa is on.
     """
 
+    has_records = True
+
     def __init__(
         self,
         trainer: RunTrainer,
@@ -84,19 +86,7 @@ class Loop:
         self.context, self.run, self.recovery, self.saver = context, context.run, context.recovery, saver
         self.pace, self.best_epoch, self.average = context.pace, best_epoch, average
         self.is_cut = False  # the time was up in mid-epoch
-        args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
-        self.schedule = Schedule(
-            epochs=trainer.epochs,
-            num_images=images,
-            batch=batch,
-            effective_batch=effective_batch(batch, args.nbs, images),
-            lrf=args.lrf,
-            cosine=bool(args.cos_lr),
-            warmup_epochs=args.warmup_epochs,
-            warmup_bias_lr=args.warmup_bias_lr,
-            warmup_momentum=args.warmup_momentum,
-            momentum=args.momentum,
-        )
+        self.schedule = schedule_of(trainer)
 
     def train(self) -> int:
         """Run the remaining epochs and return how many were completed in all."""
@@ -113,7 +103,7 @@ class Loop:
         while (epoch := epoch + 1) < trainer.epochs:  # which a time budget may change
             self.recovery.at(TRAINING_STEP, epoch + 1)
             self.recovery.stop_if_due()
-            self.context.require_records()
+            self._require_records()
             self.pace.begin()
             started = time.perf_counter()
             times = EpochTimes()
@@ -130,17 +120,16 @@ class Loop:
         trainer.epoch = epoch
         trainer._model_train()
         means: dict[str, torch.Tensor] = {}
-        images, pending = 0, 0
-        shows_samples = epoch in (0, self.schedule.epochs - trainer.args.close_mosaic)
+        images, pending = 0, 0  # of all processes that share the batches
+        shows_samples = epoch in (0, self.schedule.epochs - trainer.args.close_mosaic) and self.has_records
         bar = self._bar(epoch)
-        for number, batch in enumerate(_timed(trainer.train_loader, times)):
+        for number, (num_images, batch) in enumerate(_parts(trainer, times)):
             self.saver.check()
-            num_images = int(batch["img"].shape[0])
             first = images - images % trainer.batch_size  # of the batch, if memory allows only a part of it at once
             progress = self.schedule.warmup_progress(epoch, first)
             self._set_rates(epoch, progress)
             trainer.seed_step(epoch, first)
-            items = self.backward(batch)
+            items = self.backward(batch) if batch is not None else self._skip(means)
             means = {k: (means[k] * number + v) / (number + 1) if means else v for k, v in items.items()}
             images += num_images
             pending += num_images
@@ -150,9 +139,10 @@ class Loop:
                 self.recovery.at(TRAINING_STEP)
                 pending = 0
                 self.is_cut = images < trainer.images_per_epoch and self._must_end(images)
-            if shows_samples and number < NUM_SAMPLE_BATCHES:
+            if shows_samples and batch is not None and number < NUM_SAMPLE_BATCHES:
                 trainer.plot_training_samples(batch, number + epoch * len(trainer.train_loader))
-            self._advance(bar, means, batch)
+            if batch is not None:
+                self._advance(bar, means, batch)
             if self.is_cut:
                 break
         bar.close()
@@ -161,7 +151,7 @@ class Loop:
         criterion = unwrap_model(trainer.model).criterion
         if hasattr(criterion, "update"):
             criterion.update()
-        losses = {k: float(v) for k, v in means.items()}
+        losses = _sums(trainer.together.of_all({k: float(v) for k, v in means.items()}))
         self._refuse_divergence(epoch, losses)
         return losses
 
@@ -206,8 +196,10 @@ class Loop:
         return epochs - min(kept, epochs)
 
     def _refuse_divergence(self, epoch: int, losses: dict[str, float]) -> None:
-        weights = self.trainer.ema.ema.state_dict().values()
-        if all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights):
+        ema = self.trainer.ema
+        weights: list[torch.Tensor] = list(ema.ema.state_dict().values()) if ema is not None else []
+        finite = all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights)
+        if all(self.trainer.together.of_all(finite)):
             return
         log.warning("Training diverged in epoch %d: losses or weights are no numbers any more (%s)", epoch + 1, losses)
         raise DivergedError(self.trainer.base_rate)
@@ -226,6 +218,12 @@ class Loop:
         trainer.loss_names = trainer.loss_names or tuple(trainer.loss_items)
         trainer.scaler.scale(trainer.loss).backward()
         return {k: v.detach() for k, v in trainer.loss_items.items()}
+
+    def _skip(self, means: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Let the others train a part of which this process has no image; return its losses, which are zero."""
+        assert self.trainer.shared_loss is not None
+        self.trainer.shared_loss.skip()
+        return {k: torch.zeros_like(v) for k, v in means.items()}
 
     def _set_rates(self, epoch: int, progress: float) -> None:
         for group in self.trainer.optimizer.param_groups:
@@ -247,7 +245,7 @@ class Loop:
         improved = not trainer.best_fitness or trainer.fitness > trainer.best_fitness
         if improved:
             trainer.best_fitness, self.best_epoch = trainer.fitness, epoch + 1
-        stop = bool(trainer.stopper(epoch + 1, trainer.fitness))
+        stop = trainer.together.of_first(bool(trainer.stopper(epoch + 1, trainer.fitness)))
         self._replan(epoch + 1, time.perf_counter() - started, times.val_s)
         val_losses = {f"val_{k}": float(results[f"val/{k}"]) for k in losses}
 
@@ -276,6 +274,9 @@ class Loop:
         if stop:
             log.info("Stopped early: no better validation fitness for %d epochs", self.experiment.train.patience)
         return stop
+
+    def _require_records(self) -> None:
+        self.context.require_records()
 
     def _validate(self) -> dict[str, float]:
         """Validate the EMA; where memory runs out, once more with a smaller batch."""
@@ -322,6 +323,23 @@ class Loop:
             bar.set_postfix_str(f"{memory}{shown} boxes {len(batch['cls'])} px {batch['img'].shape[-1]}", refresh=False)
 
 
+def schedule_of(trainer: RunTrainer) -> Schedule:
+    """Return the plan of a run."""
+    args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
+    return Schedule(
+        epochs=trainer.epochs,
+        num_images=images,
+        batch=batch,
+        effective_batch=effective_batch(batch, args.nbs, images),
+        lrf=args.lrf,
+        cosine=bool(args.cos_lr),
+        warmup_epochs=args.warmup_epochs,
+        warmup_bias_lr=args.warmup_bias_lr,
+        warmup_momentum=args.warmup_momentum,
+        momentum=args.momentum,
+    )
+
+
 def write_weights(form: WeightsFile, run: RunDirectory, state: dict[str, Any], save_period: int) -> None:
     """Write last.pt of a state, and best.pt and epoch<N>.pt if they are due.
 
@@ -336,6 +354,18 @@ def write_weights(form: WeightsFile, run: RunDirectory, state: dict[str, Any], s
     serialized = form.serialize(state["ema"], state["metrics"])
     for path in targets:
         write_bytes(path, serialized)
+
+
+def _parts(trainer: RunTrainer, times: EpochTimes) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield for each part of an epoch how many images it has, and this process's batch of them if there is one."""
+    batches = _timed(trainer.train_loader, times)
+    for part in trainer.parts():
+        yield part.images, next(batches) if part.own else None
+
+
+def _sums(shares: list[dict[str, float]]) -> dict[str, float]:
+    """Return the sums by name; a share without images has no names."""
+    return {name: sum(share.get(name, 0.0) for share in shares) for name in max(shares, key=len)}
 
 
 def _timed(loader: Any, times: EpochTimes) -> Iterator[dict[str, Any]]:

@@ -33,9 +33,10 @@ from hsr_train.engines.detection.probe import cpu_batch, probe_batch
 from hsr_train.engines.detection.schedule import effective_batch
 from hsr_train.engines.detection.synthetic import SHOWING, Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
+from hsr_train.engines.devices import least_device, num_sharing, own_device
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
-from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
+from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order
 from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
 
@@ -56,8 +57,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     problems: list[Problem] = []
     device, dataset, start = "cpu", None, None
     try:
-        device, decision = resolve_device(machine, experiment.train.device, decisions)
-        _take(experiment.train, "device", decision, decisions)
+        device = own_device(experiment, machine, decisions)
     except InputError as error:
         problems += error.problems
     try:
@@ -90,11 +90,12 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         _take_image_size(experiment, start, decisions)
     if dataset is not None and start.names is not None and experiment.origin.resume_from is None:
         _compare_classes(experiment, start, dataset)
-    _decide_batch(experiment, machine, device, dataset, start, cache_dir, decisions)
+    least = least_device(experiment, machine, device)
+    _decide_batch(experiment, machine, least, dataset, start, cache_dir, decisions)
     num_composed = synthesis.num_composed if synthesis is not None else 0
     _decide_loading(experiment, machine, device, dataset, cache_dir, decisions, num_composed)
     if experiment.mode in ("train", "check") and dataset is not None:
-        problems = refused(experiment, start, dataset, num_composed)
+        problems = refused(experiment, start, dataset, num_composed, num_sharing(experiment))
         if problems:
             raise InputError(problems)
     if experiment.mode == "train" and experiment.preset == HIGH_PERFORMANCE:
@@ -247,7 +248,7 @@ def _decide_batch(
         return
     train.batch = table.value
     if experiment.mode == "train" and dataset is not None:
-        problems = refused(experiment, start, dataset)
+        problems = refused(experiment, start, dataset, processes=num_sharing(experiment))
         if problems:
             raise InputError(problems)
         found = probe_batch(experiment, machine, device, dataset, start, cache_dir)
@@ -281,15 +282,20 @@ def _decide_loading(
     if dataset is None:
         return
     ram_bytes, disk_bytes = _cache_bytes(dataset, train.imgsz, cache_dir)
+    ram_bytes *= num_sharing(experiment)  # each process keeps its own
     cache = choose_cache(
         str(train.cache), ram_bytes=ram_bytes, disk_bytes=disk_bytes, machine=machine, cache_dir=cache_dir
     )
     _take(train, "cache", cache, decisions)
     if "train" in dataset.splits and experiment.origin.resume_from is None:  # a resumed run keeps its own
         images = len(dataset.splits["train"].images) + num_composed
-        step = effective_batch(number, train.nbs, images)
+        count = num_sharing(experiment)
+        step = effective_batch(number * count, train.nbs, images)
         if step != train.nbs:
-            reason = f"the multiple of train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
+            shared = f"{count} x " if count > 1 else ""
+            reason = (
+                f"the multiple of {shared}train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
+            )
             decisions.record("effective batch", step, reason)
         log.info("Effective batch %d, learning rate %s", step, experiment.optimizer.lr0 or "by optimizer=auto")
 

@@ -22,15 +22,18 @@ import torch
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection import options
+from hsr_train.engines.detection.batches import Part
 from hsr_train.engines.detection.checkpoint import WeightsFile
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.freezing import described, frozen_modules
 from hsr_train.engines.detection.layer_rates import divide_by_module, rates_by_kind, table
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.precision import mixed_precision_works
+from hsr_train.engines.detection.sharing import SharedLoss
 from hsr_train.engines.detection.state import restore_state
 from hsr_train.engines.detection.synthetic import Synthesis
 from hsr_train.engines.detection.weights import Weights, architecture_yaml, load_model
+from hsr_train.engines.together import WHOLE, Together
 from hsr_train.recovery import Recovery
 from hsr_train.run.changes import set_value
 from hsr_train.run.directory import RunDirectory
@@ -71,10 +74,10 @@ class DetectionInputs:
 
 
 @contextmanager
-def _own_precision_check() -> Iterator[None]:
-    """Replace the library's check of mixed precision, which downloads weights."""
+def _own_precision_check(together: Together) -> Iterator[None]:
+    """Replace the library's check of mixed precision, which downloads weights; it must work in every process."""
     original = trainer_module.check_amp
-    trainer_module.check_amp = mixed_precision_works
+    trainer_module.check_amp = lambda model: all(together.of_all(mixed_precision_works(model)))
     try:
         yield
     finally:
@@ -104,6 +107,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         run: The run's directory.
         recovery: What was changed so far.
         state: Where the run goes on, or None at its start.
+        together: The processes that share it. The first one validates and has the EMA; `batch_size` is that of all.
     """
 
     def __init__(
@@ -113,14 +117,17 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         run: RunDirectory,
         recovery: Recovery,
         state: dict[str, Any] | None = None,
+        together: Together | None = None,
     ) -> None:
         assert inputs.dataset is not None
+        self.together = together or Together()
         self._experiment, self._inputs, self._dataset = experiment, inputs, inputs.dataset
         self._recovery, self._state = recovery, state
         self._frozen: list[str] = []
         begun = deepcopy(experiment)
         for key in ("train.batch", "optimizer.lr0"):
             set_value(begun, key, recovery.initial(key))
+        begun.train.batch = int(begun.train.batch) * self.together.count
         with tempfile.TemporaryDirectory(prefix="hsr_train_") as scratch:
             super().__init__(overrides=options.training_arguments(begun, inputs.device, Path(scratch)))
         self.args.workers = experiment.train.workers
@@ -129,7 +136,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self.save_dir, self.wdir = run.plots, run.weights
         self.last, self.best, self.csv = run.weights / "last.pt", run.weights / "best.pt", run.results_csv
         self.start_epoch = state["epochs_done"] if state else 0
-        with _own_precision_check():
+        with _own_precision_check(self.together):
             self._setup_train()
         self.validator.args.plots = False
         for group in self.optimizer.param_groups:
@@ -141,6 +148,11 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         if state:
             restore_state(self, state)
             self._state = None
+        self.shared_loss: SharedLoss | None = None
+        if self.together.count > 1:
+            self.shared_loss = SharedLoss(unwrap_model(self.model), self.together)
+        if self.together.rank > 0:
+            self.ema = None
 
     @property
     def images_per_epoch(self) -> int:
@@ -230,12 +242,23 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
                 described(self._frozen),
             )
 
+    def optimizer_step(self) -> None:
+        """Make the step that the gradients of all processes add up to."""
+        self.together.add_up_gradients(self.model.parameters())
+        super().optimizer_step()
+
+    def parts(self) -> list[Part]:
+        """Return what goes through the network at once, in the order of an epoch."""
+        found: list[Part] = self.train_loader.batch_sampler.sampler.parts()
+        return found
+
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> RunDataset:
         """Return the checked split `img_path` (train, val or test); validation is measured at the initial size."""
         train = self._experiment.train
         arguments = copy(self.args)
         if mode != "train":
             arguments.imgsz = self._recovery.initial("train.imgsz")
+            arguments.cache = arguments.cache if self.together.rank == 0 else False  # the others do not validate
         synthesis = self._inputs.synthesis if mode == "train" else None
         return RunDataset(
             self._dataset.splits[img_path],
@@ -260,11 +283,12 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
             self.build_dataset(dataset_path, mode, batch),
             batch_size=batch,
             at_once=int(at_once or batch),
-            workers=self.args.workers,
+            workers=self.args.workers if is_train or self.together.rank == 0 else 0,
             seed=self.args.seed,
             shuffle=is_train,
             start_epoch=self.start_epoch if is_train else 0,
             pin=self.device.type == "cuda",
+            share=self.together.share if is_train else WHOLE,
         )
 
     @property
