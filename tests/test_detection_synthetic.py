@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from yolo_sets import make_yolo_set
 
 import hsr_train
 from hsr_train.config.schema import DataConfig, SyntheticConfig
+from hsr_train.data.demo import CLASSES, ensure_demo_set
 from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decisions
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
@@ -268,6 +269,42 @@ def test_ratio_of_zero_is_a_run_without_composed_images(folder: Path, tmp_path: 
     words = [*start(folder, tmp_path, synthetic__ratio=0), "mode=check"]
     assert hsr_train.compose(words).synthetic.enabled is False
     assert hsr_train.execute(hsr_train.compose(words)).status == "checked"
+
+
+# ---- the built-in set
+
+
+def test_demo_cutouts_and_backgrounds_are_those_of_the_set_that_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(ensure_demo_set, num_train=4, num_val=2, num_cutouts=1, num_backgrounds=2)
+    for place in ("preparation", "synthetic"):
+        monkeypatch.setattr(f"hsr_train.engines.detection.{place}.ensure_demo_set", small)
+    words = ["preset=demo", "data.path=demo-few", "synthetic.annotated_dir=demo", "synthetic.backgrounds_dir=demo"]
+    words += ["train.epochs=1", f"output_dir={tmp_path}", f"data.cache_dir={tmp_path}", "train.device=cpu"]
+    words += ["tensorboard.enabled=false", "train.workers=0", "train.imgsz=64"]
+    experiment = hsr_train.compose(words)
+    assert experiment.synthetic.scale == [0.25, 0.8]  # close-ups
+    with quick_pictures():
+        run = hsr_train.execute(experiment).run_dir
+    assert run is not None
+    own = read_json(run / "manifest.json")["fingerprints"]["data"]["synthetic"]
+    assert own["cutouts_per_class"] == dict.fromkeys(CLASSES, 1) and own["backgrounds"] == 2
+    assert read_json(run / "training_result.json")["synthetic"]["composed"] > 0
+    saved = (run / "config.yaml").read_text()
+    assert "annotated_dir: demo\n" in saved and "path: demo-few\n" in saved
+
+
+@pytest.mark.parametrize("key", ["annotated_dir", "backgrounds_dir"])
+def test_demo_cutouts_and_backgrounds_are_refused_with_other_data(key: str) -> None:
+    with pytest.raises(InputError, match=f"synthetic.{key}: demo: is the built-in set's, for data.path=demo"):
+        hsr_train.compose(["data.path=my/data.yaml", "synthetic.annotated_dir=x", f"synthetic.{key}=demo"])
+
+
+def test_demo_preset_alone_composes_nothing() -> None:
+    assert hsr_train.compose(["preset=demo"]).synthetic.enabled is False
+    typed = hsr_train.compose(["preset=demo", "synthetic.annotated_dir=demo", "synthetic.scale=[1,2]"])
+    assert typed.synthetic.scale == [1, 2]
 
 
 # ---- bad input

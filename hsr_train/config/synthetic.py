@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema import DEMO_SETS, DetectExperiment
 from hsr_train.config.schema.synthetic import BLENDS, SyntheticConfig
 from hsr_train.config.strict import shown
 from hsr_train.decisions import Decision
@@ -12,15 +12,24 @@ from hsr_train.errors import Problem
 
 _FREE_WHEN_OFF = {"synthetic.enabled"}
 _SHOWING = ("preview", "synthesize")
+_DEMO = "demo"
+_DEMO_SCALE = [0.25, 0.8]
+"""The built-in cut-outs are close-ups: in the scenes, objects are between 0.25 and 0.8 times as large."""
 
 
-def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decision]) -> list[Problem]:
-    """Check the section, and decide `enabled=auto`."""
+def check_synthetic(
+    e: DetectExperiment, typed: set[str], decisions: list[Decision], *, settled: bool = False
+) -> list[Problem]:
+    """Check the section, and decide `enabled=auto` and, unless all is settled, the size of the built-in cut-outs."""
     config = e.synthetic
     problems = [*_range("objects", config.objects), *_range("scale", config.scale), *_blends(config.blend)]
     for key in ("annotated_dir", "backgrounds_dir"):
         if getattr(config, key) == "":
             problems.append(Problem(f"synthetic.{key}", "", "has no value", f"synthetic.{key}=FOLDER"))
+        if getattr(config, key) == _DEMO and e.data.path not in DEMO_SETS:
+            allowed = f"is the built-in set's, for data.path={' or '.join(DEMO_SETS)} alone"
+            remedy = f"synthetic.{key}=FOLDER (a folder of that name: ./{_DEMO})"
+            problems.append(Problem(f"synthetic.{key}", _DEMO, allowed, remedy))
     if config.enabled not in (True, False, "auto"):
         return [*problems, Problem("synthetic.enabled", shown(config.enabled), "must be auto, true or false")]
     if e.mode == "synthesize" and config.count is None:
@@ -44,6 +53,9 @@ def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decisi
             for key in sorted(typed)
             if key.startswith("synthetic.") and key not in _FREE_WHEN_OFF
         ]  # fmt: skip
+    if config.annotated_dir == _DEMO and "synthetic.scale" not in typed and not settled and not problems:
+        config.scale = list(_DEMO_SCALE)
+        decisions.append(Decision("synthetic.scale", config.scale, "the built-in cut-outs are close-ups"))
     if config.enabled == "auto":
         config.enabled = config.annotated_dir is not None and config.ratio > 0
         if config.enabled and not problems:

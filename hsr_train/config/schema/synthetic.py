@@ -19,9 +19,13 @@ class SyntheticConfig:
 
     enabled: bool | str = knob("auto", "Compose images; auto: if annotated_dir is given.")
     annotated_dir: str | None = knob(
-        None, "Cut-outs by class: CLASS/images/* with CLASS/masks/<stem>_mask.png or <stem>.png, or CLASS/*.png (RGBA)."
+        None,
+        "Cut-outs by class: CLASS/images/* with CLASS/masks/<stem>_mask.png or <stem>.png, or CLASS/*.png (RGBA); "
+        "demo: the built-in set's.",
     )
-    backgrounds_dir: str | None = knob(None, "Folder of images without objects; null: the training images serve.")
+    backgrounds_dir: str | None = knob(
+        None, "Folder of images without objects; null: the training images serve; demo: the built-in set's."
+    )
     ratio: float = knob(
         2.0, "Composed images for each real one, in every epoch; fractions allowed, 0 is off.", ge=0, le=100
     )

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from hsr_train.config.schema import DetectExperiment, SyntheticConfig
+from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 CUTOUTS, BACKGROUNDS = "cut-outs", "backgrounds"
 """Names of their own beside train, val and test in data_files.csv."""
+DEMO = "demo"
+"""Stands for the built-in set's own cut-outs and backgrounds."""
 SHOWING = ("preview", "synthesize")
 """Modes that compose images whatever the ratio."""
 MEMORY_SHARE = 0.25
@@ -135,7 +138,7 @@ def prepare_synthesis(
     bank, backgrounds = None, None
     try:
         bank = ObjectBank.read(
-            Path(config.annotated_dir).expanduser().absolute(),
+            _folder(config.annotated_dir, "annotated", experiment, cache_dir),
             dataset.names,
             cache_dir=cache_dir,
             side=experiment.train.imgsz,
@@ -149,7 +152,7 @@ def prepare_synthesis(
     try:
         if config.backgrounds_dir is not None:
             backgrounds = FolderBackgrounds.read(
-                Path(config.backgrounds_dir).expanduser().absolute(),
+                _folder(config.backgrounds_dir, "backgrounds", experiment, cache_dir),
                 cache_dir=cache_dir,
                 side=experiment.train.imgsz,
                 skip_bad=skip_bad,
@@ -162,6 +165,13 @@ def prepare_synthesis(
     if problems or bank is None:
         raise InputError(problems)
     return Synthesis(config, bank, backgrounds, dataset)
+
+
+def _folder(given: str, own: str, experiment: DetectExperiment, cache_dir: Path) -> Path:
+    """Return the folder that is meant; `own` is what it is called in the built-in set."""
+    if given == DEMO:
+        return ensure_demo_set(cache_dir, seed=experiment.data.seed).with_name(own)
+    return Path(given).expanduser().absolute()
 
 
 def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> list[str]:
