@@ -40,6 +40,10 @@ def check_synthetic(
     if e.mode != "synthesize" and "synthetic.count" in typed:
         allowed = "has no effect without mode=synthesize"
         problems.append(Problem("synthetic.count", shown(config.count), allowed, "synthetic.ratio=2, or leave it out"))
+    if config.close_epochs >= max(e.train.epochs, 1) and "synthetic.close_epochs" in typed:
+        allowed = f"must be below train.epochs={e.train.epochs}"
+        remedy = f"synthetic.close_epochs={e.train.epochs // 5}"
+        problems.append(Problem("synthetic.close_epochs", shown(config.close_epochs), allowed, remedy))
     asked = config.enabled is True or e.mode in _SHOWING
     if asked and config.annotated_dir is None:
         what = f"mode={e.mode}" if e.mode in _SHOWING else "synthetic.enabled=true"

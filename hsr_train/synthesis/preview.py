@@ -16,17 +16,22 @@ _PAPER = 245
 
 
 def contact_sheet(
-    composer: Composer, real: Sequence[tuple[Image, Floats, Sequence[int]]], names: Sequence[str], columns: int = 4
+    composer: Composer,
+    real: Sequence[tuple[Image, Floats, Sequence[int]]],
+    names: Sequence[str],
+    columns: int = 4,
+    epoch: int = 0,
 ) -> Image:
     """Return a picture: rows of composed images, then the real ones.
 
     Args:
-        composer: Its images 0, 1, ... of epoch 0 are shown, two rows of them for each row of real ones.
+        composer: Its images 0, 1, ... of the epoch are shown, two rows of them for each row of real ones.
         real: Images with their boxes in pixels (x0, y0, x1, y1) and classes.
         names: Class names by id.
         columns: Images beside each other.
+        epoch: Counted from 0.
     """
-    composed = [composer.compose(0, index) for index in range(max(2 * len(real), 2 * columns))]
+    composed = [composer.compose(epoch, index) for index in range(max(2 * len(real), 2 * columns))]
     parts = [_title("composed", columns)]
     parts += _rows([_tile(one.image, one.boxes, one.classes.tolist(), names) for one in composed], columns)
     if real:

@@ -29,6 +29,11 @@ class SyntheticConfig:
     ratio: float = knob(
         2.0, "Composed images for each real one, in every epoch; fractions allowed, 0 is off.", ge=0, le=100
     )
+    schedule: str = knob(
+        "constant", "The ratio over the epochs: constant, or linear, from ratio in the first one down towards zero.",
+        choices=("constant", "linear"),
+    )  # fmt: skip
+    close_epochs: int = knob(0, "Last epochs without composed images; linear then ends where they begin.", ge=0)
     objects: list[int] = knob([1, 3], "Fewest and most objects pasted into an image.", ge=1, le=100)
     scale: list[float] = knob(
         [0.5, 1.5], "Least and largest factor on the size that an object had in its own photo.", gt=0, le=10

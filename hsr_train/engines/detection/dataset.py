@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from hsr_train.data.detection_set import DetectionSplit
+from hsr_train.engines.detection.composition import SOURCE, classes_of
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.loader_start import heed_stops, stops_held
 from hsr_train.run.atomic import atomic_path
@@ -66,20 +67,34 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 class EpochSampler(Sampler[SampleKey]):
     """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
 
-    Each `iter()` is the next epoch; the loader calls it without end.
+    Each `iter()` is the next epoch; the loader calls it without end, and ahead of time.
+
+    Args:
+        num_samples: Of each epoch, or what tells that of an epoch.
+        seed: Of the order.
+        start_epoch: The first epoch, counted from 0.
+        shuffle: Whether the order is drawn anew for each epoch.
     """
 
-    def __init__(self, num_samples: int, seed: int, start_epoch: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self, num_samples: int | Callable[[int], int], seed: int, start_epoch: int = 0, shuffle: bool = True
+    ) -> None:
         self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
         self.next_epoch = start_epoch
+        self.epoch = start_epoch
+        """The one that the loader hands over, which may be behind the next one that it fetches."""
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-        order = epoch_order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
+        num_samples = self._samples_in(epoch)
+        order = epoch_order(self.seed, epoch, num_samples) if self.shuffle else np.arange(num_samples)
         return iter([(epoch, int(i)) for i in order])
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self._samples_in(self.epoch)
+
+    def _samples_in(self, epoch: int) -> int:
+        return self.num_samples if isinstance(self.num_samples, int) else self.num_samples(epoch)
 
 
 class SplitBatches(Sampler[list[SampleKey]]):
@@ -94,16 +109,16 @@ class SplitBatches(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         keys = list(self.sampler)
         start = 0
-        for size in self._sizes():
+        for size in self._sizes(len(keys)):
             yield keys[start : start + size]
             start += size
 
     def __len__(self) -> int:
-        return len(self._sizes())
+        return len(self._sizes(len(self.sampler)))
 
-    def _sizes(self) -> list[int]:
-        """Return the sizes of an epoch's parts."""
-        whole, rest = divmod(len(self.sampler), self.batch_size)
+    def _sizes(self, num_samples: int) -> list[int]:
+        """Return the sizes of the parts of an epoch."""
+        whole, rest = divmod(num_samples, self.batch_size)
         return _parts(self.batch_size, self.at_once) * whole + _parts(rest, self.at_once)
 
 
@@ -129,7 +144,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         stride: Largest stride of the model in pixels.
         names: Class names by id.
         composer: Composes images, which come after the real ones: index n is the first after n real ones.
-        num_composed: Composed images in each epoch.
+        num_composed: Tells how many composed images an epoch (from 0) has: the first one has the most.
         rect: Pad to each batch's own shape instead of to a square; default: only without augmentation.
     """
 
@@ -146,12 +161,13 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         names: list[str],
         rect: bool | None = None,
         composer: Composer | None = None,
-        num_composed: int = 0,
+        num_composed: Callable[[int], int] | None = None,
     ) -> None:
         self._split = split
-        self._composer, self._num_composed = composer, num_composed if composer is not None else 0
+        self.composer, self.num_composed = composer, num_composed if composer is not None else None
         self._composed: OrderedDict[SampleKey, Composed] = OrderedDict()
         self._epoch = 0
+        self._source: tuple[bool, np.ndarray] | None = None
         self._seed = int(hyp.seed)
         # Shared, so that the loader's workers see it change.
         self._open_epochs = torch.tensor(open_epochs)
@@ -177,9 +193,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
             task="detect",
         )
         self.npy_files = self._in_order(self._cached_files)
-        # In images, not cached in RAM; real and composed ones share what is kept.
-        self.max_buffer_length = min(len(self), 2 * MOSAIC_WINDOW) * self.ni // len(self) if augment else 0
-        self._most_composed = min(len(self), 2 * MOSAIC_WINDOW) - self.max_buffer_length
+        self._share_memory(len(self))
         if composer is not None and isinstance(composer.backgrounds, TrainingBackgrounds):
             composer.backgrounds.load = self._decoded
         if augment:
@@ -268,17 +282,31 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
             seed_sample(self._seed, epoch, index)
             self.transforms: Any = self._mixing if epoch < int(self._open_epochs) else self._plain
             self._look_around(epoch, index)
+        self._source = None
         sample: dict[str, Any] = super().__getitem__(index)
+        if self.composer is not None:
+            sample[SOURCE] = self._source
         return sample
 
     def __len__(self) -> int:
-        return int(self.ni) + self._num_composed
+        return self.num_samples(0)
+
+    def num_samples(self, epoch: int) -> int:
+        """Return the number of images in an epoch, counted from 0."""
+        return int(self.ni) + (self.num_composed(epoch) if self.num_composed is not None else 0)
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Return a real image, or the composed one of this epoch, with its labels."""
-        if index < self.ni:
-            label: dict[str, Any] = super().get_image_and_label(index)
-            return label
+        label = self._real(index) if index < self.ni else self._made(index)
+        if self._source is None:  # the sample's own image is asked for first, then those that it is mixed with
+            self._source = index >= self.ni, classes_of(label["cls"])
+        return label
+
+    def _real(self, index: int) -> dict[str, Any]:
+        label: dict[str, Any] = super().get_image_and_label(index)
+        return label
+
+    def _made(self, index: int) -> dict[str, Any]:
         image, boxes, classes, outlines = self._compose(index - self.ni)
         size = np.array([image.shape[1], image.shape[0]], np.float32)
         sides = (boxes[:, 2:] - boxes[:, :2]) / size
@@ -301,9 +329,9 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
 
     def _compose(self, number: int) -> Composed:
         """Compose an image, or return it from those that were composed last: mosaic asks for its neighbours again."""
-        assert self._composer is not None
+        assert self.composer is not None
         key = (self._epoch, number)
-        found = self._composed.pop(key, None) or self._composer.compose(*key)
+        found = self._composed.pop(key, None) or self.composer.compose(*key)
         self._composed[key] = found
         while len(self._composed) > max(self._most_composed, 1):
             self._composed.popitem(last=False)
@@ -316,11 +344,18 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
     def _look_around(self, epoch: int, index: int) -> None:
         """Find the indices from which mosaic draws the partners of a sample: its neighbours in the epoch's order."""
         if epoch != self._ordered_epoch:
-            self._order = epoch_order(self._seed, epoch, len(self))
+            self._order = epoch_order(self._seed, epoch, self.num_samples(epoch))
             self._place = np.argsort(self._order)
             self._ordered_epoch = epoch
-        first = min(max(int(self._place[index]) - MOSAIC_WINDOW // 2, 0), max(len(self) - MOSAIC_WINDOW, 0))
+            self._share_memory(len(self._order))
+        first = min(max(int(self._place[index]) - MOSAIC_WINDOW // 2, 0), max(len(self._order) - MOSAIC_WINDOW, 0))
         self._neighbours = self._order[first : first + MOSAIC_WINDOW].tolist()
+
+    def _share_memory(self, num_samples: int) -> None:
+        """Let real and composed images share what is kept of an epoch, as far as they are not cached in RAM."""
+        kept = min(num_samples, 2 * MOSAIC_WINDOW)
+        self.max_buffer_length = kept * self.ni // num_samples if self.augment else 0
+        self._most_composed = kept - self.max_buffer_length
 
     def _draw_partners(self, count: int) -> list[int]:
         return random.choices(self._neighbours, k=count)
@@ -357,6 +392,15 @@ class _Loader(InfiniteDataLoader):  # type: ignore[misc]
         with stops_held():
             return super()._get_iterator()
 
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        self.sampler.epoch += 1
+
+    def renew(self, epoch: int) -> None:
+        """Go on with an epoch, counted from 0, as the data set is now: nothing that was made ahead stays."""
+        self.reset()
+        self.sampler.epoch = self.sampler.next_epoch = epoch
+
 
 def make_loader(
     dataset: RunDataset,
@@ -381,7 +425,7 @@ def make_loader(
         start_epoch: The first epoch, counted from 0.
         pin: Whether batches are put where a GPU copies from fastest.
     """
-    sampler = EpochSampler(len(dataset), seed, start_epoch, shuffle)
+    sampler = EpochSampler(dataset.num_samples, seed, start_epoch, shuffle)
     loader = _Loader(
         dataset=dataset,
         batch_size=min(batch_size, len(dataset)),

@@ -23,6 +23,7 @@ from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
 from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.checkpoint import WeightsFile
+from hsr_train.engines.detection.composition import is_shown
 from hsr_train.engines.detection.dataset import PREFETCHED
 from hsr_train.engines.detection.evaluate import metrics_of
 from hsr_train.engines.detection.layer_rates import FACTOR
@@ -48,8 +49,9 @@ NUM_SAMPLE_BATCHES = 3
 
 @dataclass
 class EpochTimes:
-    """Seconds of one epoch: in all, waiting for the loader, validating, saving."""
+    """Images of one epoch, and its seconds: training in all, waiting for the loader, validating, saving."""
 
+    images: int = 0
     train_s: float = 0.0
     wait_s: float = 0.0
     val_s: float = 0.0
@@ -84,7 +86,7 @@ class Loop:
         self.context, self.run, self.recovery, self.saver = context, context.run, context.recovery, saver
         self.pace, self.best_epoch, self.average = context.pace, best_epoch, average
         self.is_cut = False  # the time was up in mid-epoch
-        args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
+        args, batch, images = trainer.args, trainer.batch_size, len(trainer.train_loader.dataset)
         self.schedule = Schedule(
             epochs=trainer.epochs,
             num_images=images,
@@ -96,6 +98,7 @@ class Loop:
             warmup_bias_lr=args.warmup_bias_lr,
             warmup_momentum=args.warmup_momentum,
             momentum=args.momentum,
+            images_in=trainer.images_in if trainer.composition is not None else None,
         )
 
     def train(self) -> int:
@@ -135,6 +138,8 @@ class Loop:
         bar = self._bar(epoch)
         for number, batch in enumerate(_timed(trainer.train_loader, times)):
             self.saver.check()
+            if trainer.sources is not None:
+                trainer.sources.count(batch)
             num_images = int(batch["img"].shape[0])
             first = images - images % trainer.batch_size  # of the batch, if memory allows only a part of it at once
             progress = self.schedule.warmup_progress(epoch, first)
@@ -156,6 +161,7 @@ class Loop:
             if self.is_cut:
                 break
         bar.close()
+        times.images = images
         if shows_samples:
             self.monitor.pictures(self.run.plots, "train_batch*.jpg", "train_samples", epoch + 1)
         criterion = unwrap_model(trainer.model).criterion
@@ -178,11 +184,13 @@ class Loop:
     def _replan(self, done: int, epoch_s: float, val_s: float) -> None:
         """Let the time that is left decide how many epochs there are, and the schedule follow."""
         trainer, before = self.trainer, self.trainer.epochs
-        epochs = done if self.is_cut else self.pace.plan(done, before, epoch_s, val_s)
+        epochs = done if self.is_cut else self.pace.plan(done, before, epoch_s, val_s, trainer.load)
         if epochs == before:
             return
         loader = trainer.train_loader
-        ahead = 1 + math.ceil(loader.num_workers * PREFETCHED / len(loader))  # epochs that may be on their way already
+        is_renewed = trainer.plan_images(done, epochs)
+        # Epochs that may be on their way already.
+        ahead = 0 if is_renewed else 1 + math.ceil(loader.num_workers * PREFETCHED / len(loader))
         close = self._close_mosaic(done + ahead, epochs, loader.dataset.open_epochs)
         self.recovery.plan(done + 1, epochs=epochs, close_mosaic=close)
         trainer.epochs = trainer.args.epochs = self.monitor.epochs = epochs
@@ -264,18 +272,30 @@ class Loop:
             average=self.average,
         )
         times.save_s = time.perf_counter() - saving
+        if trainer.sources is not None:
+            self._record_sources(epoch)
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
         self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
         self.saver.submit(partial(self._save, state))
         if epoch + 1 < trainer.epochs and not stop:
             self.rehearse()
 
-        self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
+        left, took_s = sum(map(trainer.images_in, range(epoch + 1, trainer.epochs))), time.perf_counter() - started
+        self.monitor.report(epoch, losses, metrics, took_s, self.best_epoch, improved, times.images, left)
         if improved and trainer.fitness > 0:
             success(log, "New best model saved! mAP50: %.4f", metrics["mAP50"])
         if stop:
             log.info("Stopped early: no better validation fitness for %d epochs", self.experiment.train.patience)
         return stop
+
+    def _record_sources(self, epoch: int) -> None:
+        """Write what the images of an epoch were made of."""
+        sources, writer = self.trainer.sources, self.monitor.writer
+        assert sources is not None
+        sources.record(writer, epoch + 1)
+        has_composed = self.trainer.train_loader.dataset.num_composed(epoch) > 0
+        if writer is not None and has_composed and is_shown(epoch, self.schedule.epochs):
+            sources.show(writer, epoch + 1)
 
     def _validate(self) -> dict[str, float]:
         """Validate the EMA; where memory runs out, once more with a smaller batch."""

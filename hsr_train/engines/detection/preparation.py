@@ -92,7 +92,9 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     num_composed = synthesis.num_composed if synthesis is not None else 0
     _decide_loading(experiment, machine, device, dataset, cache_dir, decisions, num_composed)
     if experiment.mode in ("train", "check") and dataset is not None:
-        problems = refused(experiment, start, dataset, num_composed)
+        epochs = experiment.train.epochs
+        composed = set(map(synthesis.composition(epochs), range(epochs))) if synthesis is not None else {0}
+        problems = refused(experiment, start, dataset, composed)
         if problems:
             raise InputError(problems)
     if experiment.mode == "train" and experiment.preset == HIGH_PERFORMANCE:

@@ -19,6 +19,7 @@ from hsr_train.config.schema import DetectExperiment, SyntheticConfig
 from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.decisions import Decisions
+from hsr_train.engines.detection.composition import Composition
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.run.atomic import write_bytes
@@ -38,6 +39,7 @@ SHOWING = ("preview", "synthesize")
 """Modes that compose images whatever the ratio."""
 MEMORY_SHARE = 0.25
 """Of the available memory, for cut-outs and for backgrounds each."""
+_OF_TRAINING = ("enabled", "ratio", "schedule", "close_epochs", "count")
 _MOST_REASONS = 5
 _REAL_SHOWN = 8
 
@@ -58,10 +60,17 @@ class Synthesis:
     backgrounds: FolderBackgrounds | None
     dataset: DetectionSet
 
+    def composition(self, epochs: int) -> Composition:
+        """Return how many images each epoch has in a run of so many."""
+        config = self.config
+        return Composition(
+            len(self.dataset.splits["train"]), config.ratio, config.schedule, config.close_epochs, epochs
+        )
+
     @property
     def num_composed(self) -> int:
-        """Composed images in each epoch."""
-        return round(self.config.ratio * len(self.dataset.splits["train"]))
+        """Composed images in the first epoch, which has the most."""
+        return self.composition(1)(0)
 
     def composer(self, side: int, seed: int) -> Composer:
         """Return what composes images of `side` pixels."""
@@ -76,6 +85,14 @@ class Synthesis:
             outlines=any(len(segments) for segments in train.segments),
         )
 
+    @property
+    def _when(self) -> str:
+        linear, close = self.config.schedule == "linear", self.config.close_epochs
+        end = f" the last {close}" if close > 1 else " the last one"
+        if linear:
+            return "the first epoch, fewer in each later one" + (f", none in{end}" if close else "")
+        return f"every epoch but{end}" if close else "every epoch"
+
     def record(self) -> dict[str, Any]:
         """Return what the manifest keeps."""
         backgrounds = self.backgrounds
@@ -86,7 +103,7 @@ class Synthesis:
             "cutouts_per_class": self.bank.counts,
             "backgrounds": len(backgrounds) if backgrounds else None,
             "rejected": self.bank.rejected | (backgrounds.rejected if backgrounds else {}),
-            "composed_per_epoch": self.num_composed,
+            "composed_in_first_epoch": self.num_composed,
             "fingerprint": fingerprint([file for _, file in self._sources()]),
         }
 
@@ -104,7 +121,7 @@ class Synthesis:
         counts, real = self.bank.counts, len(self.dataset.splits["train"])
         on = f"{len(self.backgrounds)} backgrounds" if self.backgrounds else "the training images"
         lines = [
-            f"Composed images: {self.num_composed:,} beside {real:,} real ones in every epoch, "
+            f"Composed images: {self.num_composed:,} beside {real:,} real ones in {self._when}, "
             f"{len(self.bank):,} cut-outs of {len(counts)} classes on {on}",
             "  validation, early stopping and best.pt look at real images only",
         ]
@@ -184,8 +201,8 @@ def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> li
     count = config.count or 0
     composer = synthesis.composer(train.imgsz, train.seed)
     composer.outlines = composer.outlines or synthesis.backgrounds is not None
-    settings = {key: value for key, value in asdict(config).items() if key not in ("enabled", "ratio", "count")}
-    sources = {key: value for key, value in synthesis.record().items() if key != "composed_per_epoch"}
+    settings = {key: value for key, value in asdict(config).items() if key not in _OF_TRAINING}
+    sources = {key: value for key, value in synthesis.record().items() if key != "composed_in_first_epoch"}
     written = write_set(
         composer,
         folder,
