@@ -97,6 +97,7 @@ def by_loader(data: RunDataset, workers: int, batch: int, epochs: range) -> dict
                          start_epoch=epochs.start, pin=False)  # fmt: skip
     try:
         for epoch in epochs:
+            loader.sampler.epoch = epoch
             for b in loader:
                 for i, file in enumerate(b["im_file"]):
                     name = Path(file).stem

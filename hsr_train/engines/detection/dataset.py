@@ -1,7 +1,7 @@
 """Images and labels for ultralytics, as pure functions of (seed, epoch, index).
 
 `RunDataset` takes what `data/` has checked instead of scanning folders, so nothing is written beside the user's
-files; `EpochSampler` tells each sample its epoch, since loader workers prefetch the next epoch before this one ends.
+files; `batches` tells each sample its epoch, since loader workers prefetch the next epoch before this one ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from hsr_train.data.detection_set import DetectionSplit
+from hsr_train.engines.detection.batches import EpochSampler, SampleKey, SplitBatches, epoch_order
 from hsr_train.engines.detection.composition import SOURCE, classes_of
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.loader_start import heed_stops, stops_held
@@ -45,7 +45,6 @@ def _bar(*args: Any, **kwargs: Any) -> Any:
 
 base_module.TQDM = _bar
 
-SampleKey = tuple[int, int]
 _MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
 MOSAIC_WINDOW = 64
 """Mosaic partners are at most half of this many places away in the epoch's order, so that each was decoded, or will be
@@ -57,74 +56,6 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
     words = np.random.SeedSequence((seed, epoch, index)).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-
-
-def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Return the indices of a shuffled epoch, of shape (num_samples,)."""
-    return np.random.default_rng((seed, epoch)).permutation(num_samples)
-
-
-class EpochSampler(Sampler[SampleKey]):
-    """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
-
-    Each `iter()` is the next epoch; the loader calls it without end, and ahead of time.
-
-    Args:
-        num_samples: Of each epoch, or what tells that of an epoch.
-        seed: Of the order.
-        start_epoch: The first epoch, counted from 0.
-        shuffle: Whether the order is drawn anew for each epoch.
-    """
-
-    def __init__(
-        self, num_samples: int | Callable[[int], int], seed: int, start_epoch: int = 0, shuffle: bool = True
-    ) -> None:
-        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
-        self.next_epoch = start_epoch
-        self.epoch = start_epoch
-        """The one that the loader hands over, which may be behind the next one that it fetches."""
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-        num_samples = self._samples_in(epoch)
-        order = epoch_order(self.seed, epoch, num_samples) if self.shuffle else np.arange(num_samples)
-        return iter([(epoch, int(i)) for i in order])
-
-    def __len__(self) -> int:
-        return self._samples_in(self.epoch)
-
-    def _samples_in(self, epoch: int) -> int:
-        return self.num_samples if isinstance(self.num_samples, int) else self.num_samples(epoch)
-
-
-class SplitBatches(Sampler[list[SampleKey]]):
-    """Batches of a size, each handed over in nearly equal parts of at most `at_once` samples.
-
-    No part crosses the border of a batch, so that whatever memory allows, gradients add up over the same images.
-    """
-
-    def __init__(self, sampler: EpochSampler, batch_size: int, at_once: int) -> None:
-        self.sampler, self.batch_size, self.at_once = sampler, batch_size, at_once
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        keys = list(self.sampler)
-        start = 0
-        for size in self._sizes(len(keys)):
-            yield keys[start : start + size]
-            start += size
-
-    def __len__(self) -> int:
-        return len(self._sizes(len(self.sampler)))
-
-    def _sizes(self, num_samples: int) -> list[int]:
-        """Return the sizes of the parts of an epoch."""
-        whole, rest = divmod(num_samples, self.batch_size)
-        return _parts(self.batch_size, self.at_once) * whole + _parts(rest, self.at_once)
-
-
-def _parts(size: int, most: int) -> list[int]:
-    count = -(-size // most)
-    return [size // count + (i < size % count) for i in range(count)]
 
 
 PREFETCHED = 4
@@ -392,10 +323,6 @@ class _Loader(InfiniteDataLoader):  # type: ignore[misc]
         with stops_held():
             return super()._get_iterator()
 
-    def __iter__(self) -> Iterator[Any]:
-        yield from super().__iter__()
-        self.sampler.epoch += 1
-
     def renew(self, epoch: int) -> None:
         """Go on with an epoch, counted from 0, as the data set is now: nothing that was made ahead stays."""
         self.reset()
@@ -414,6 +341,8 @@ def make_loader(
     pin: bool,
 ) -> Any:
     """Return an endless loader whose workers live as long as it does; one `iter()` is one epoch.
+
+    Where epochs differ in their number of images, `loader.sampler.epoch` is to be set before each.
 
     Args:
         dataset: Where samples come from.

@@ -130,7 +130,7 @@ class Loop:
     def _train_epoch(self, epoch: int, times: EpochTimes) -> dict[str, float]:
         """Train one epoch and return the mean of each loss over its batches."""
         trainer = self.trainer
-        trainer.epoch = epoch
+        trainer.epoch = trainer.train_loader.sampler.epoch = epoch
         trainer._model_train()
         means: dict[str, torch.Tensor] = {}
         images, pending = 0, 0

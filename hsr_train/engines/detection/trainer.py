@@ -130,7 +130,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self.args.name = run.path.name
         self.save_dir, self.wdir = run.plots, run.weights
         self.last, self.best, self.csv = run.weights / "last.pt", run.weights / "best.pt", run.results_csv
-        self.start_epoch = state["epochs_done"] if state else 0
+        self.epoch = self.start_epoch = state["epochs_done"] if state else 0
         with _own_precision_check():
             self._setup_train()
         self.validator.args.plots = False
