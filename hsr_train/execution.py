@@ -275,7 +275,8 @@ def _pace(experiment: Experiment, run: RunDirectory | None) -> Pace:
         pace.require(LEAST_TIME_S)
         if run is not None:
             rows = timings_of(run)
-            pace.recall([row["epoch_s"] for row in rows], [row["val_s"] for row in rows])
+            images = [round(row["images_per_s"] * row["train_s"]) for row in rows]
+            pace.recall([row["epoch_s"] for row in rows], [row["val_s"] for row in rows], images)
     return pace
 
 

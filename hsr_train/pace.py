@@ -30,6 +30,8 @@ LAST_PART = 0.3
 END_S = 1.0
 """What the last records and the end of the process take on an idle machine."""
 MARGIN_S = 2.0
+Load = Callable[[int, int], float]
+"""Images of an epoch (from 0), relative to those of the first one, in a run of so many epochs."""
 MARGIN_SHARE = 0.02
 SCHEDULED = Path("/proc/self/schedstat")
 
@@ -157,9 +159,12 @@ class Pace:
         """Seconds until the deadline."""
         return math.inf if self.deadline is None else self.deadline - self.clock()
 
-    def recall(self, epochs_s: list[float], vals_s: list[float]) -> None:
-        """Take over what earlier epochs of a run took, and their validations."""
-        self._epochs_s, self._vals_s = list(epochs_s), list(vals_s)
+    def recall(self, epochs_s: list[float], vals_s: list[float], images: list[int] | None = None) -> None:
+        """Take over what earlier epochs of a run took, their validations, and their images where they differ."""
+        most = max([*(images or []), 1])
+        loads = [count / most or 1.0 for count in images] if images else [1.0] * len(epochs_s)
+        self._epochs_s = list(map(_whole_s, epochs_s, vals_s, loads))
+        self._vals_s = list(vals_s)
 
     def expect(self, ending: Ending) -> None:
         """Say what comes after the last epoch.
@@ -210,7 +215,7 @@ class Pace:
             val_s = (now - began) / (share_done - share) * val_share
         return self.left_s <= 1.2 * val_s + self._ending_s(val_s, self._slowness)
 
-    def plan(self, done: int, epochs: int, epoch_s: float, val_s: float) -> int:
+    def plan(self, done: int, epochs: int, epoch_s: float, val_s: float, load: Load | None = None) -> int:
         """Return how many epochs there shall be.
 
         Args:
@@ -218,22 +223,46 @@ class Pace:
             epochs: Planned so far.
             epoch_s: Seconds of the last epoch with its validation.
             val_s: Seconds of its validation.
+            load: Where epochs have different numbers of images.
         """
         if self.deadline is None:
             return epochs
-        self._epochs_s.append(epoch_s)
+        self._epochs_s.append(_whole_s(epoch_s, val_s, load(done - 1, epochs) if load else 1.0))
         self._vals_s.append(val_s)
         recent = self._epochs_s[-5:]
         expected_s = max(median(recent), recent[-1] if len(recent) < 3 else 0.0) * 1.03
         free_s = self.left_s - self._ending_s(self._val_s, self._slowness)
-        fitting, remaining = max(int(free_s / expected_s), 0), epochs - done
-        if fitting == 0 and remaining > 0 and free_s > LAST_PART * expected_s:
+        next_s = expected_s
+        if load is None:
+            fitting = max(int(free_s / expected_s), 0)
+        else:
+            fitting = self._fitting(done, free_s, expected_s, load)
+            next_s = self._together_s(done, done + 1, expected_s, load)
+        remaining = epochs - done
+        if fitting == 0 and remaining > 0 and free_s > LAST_PART * next_s:
             return done + 1
         if fitting < remaining:
             return done + fitting
         if fitting >= remaining + max(1, math.ceil(CALM * remaining)):
             return done + fitting
         return epochs
+
+    def _fitting(self, done: int, free_s: float, expected_s: float, load: Load) -> int:
+        """Return how many further epochs fit; each one more moves the images of all."""
+        least, most = 0, 1
+        while self._together_s(done, done + most, expected_s, load) <= free_s:
+            least, most = most, 2 * most
+        while most - least > 1:
+            middle = (least + most) // 2
+            fits = self._together_s(done, done + middle, expected_s, load) <= free_s
+            least, most = (middle, most) if fits else (least, middle)
+        return least
+
+    def _together_s(self, done: int, epochs: int, expected_s: float, load: Load) -> float:
+        """Return the seconds of the epochs from `done` on; validation takes the same in each."""
+        val_s = min(self._val_s, expected_s)
+        loads = math.fsum(load(epoch, epochs) for epoch in range(done, epochs))
+        return (expected_s - val_s) * loads + val_s * (epochs - done)
 
     @property
     def _val_s(self) -> float:
@@ -264,3 +293,8 @@ class Pace:
         by_epochs = max(self._epochs_s[-3:], default=1.0) / min(self._epochs_s, default=1.0)
         ran_s, waited_s = (now - then for now, then in zip(self.cores(), self._begun[0], strict=True))
         return max(by_epochs, 1.0 + waited_s / ran_s if ran_s > 0 else 1.0)
+
+
+def _whole_s(epoch_s: float, val_s: float, load: float) -> float:
+    """Return what an epoch and its validation would have taken with as many images as the first one."""
+    return epoch_s if load == 1 else val_s + (epoch_s - val_s) / load

@@ -213,6 +213,33 @@ def test_steady_times_change_the_plan_once() -> None:
     assert len(plans) <= 2, plans
 
 
+def test_epochs_with_different_numbers_of_images_are_planned_by_their_images() -> None:
+    """The first epoch takes 9 s and 1 s of validation; one with half the images 4.5 s and 1 s."""
+
+    def load(epoch: int, epochs: int) -> float:
+        return 1 - 0.5 * epoch / epochs
+
+    def seconds(epochs: int) -> float:
+        return sum(1.0 + 9.3 * load(epoch, epochs) for epoch in range(1, epochs))
+
+    plans = []
+
+    for budget_s in (60.0, 150.0, 400.0):
+        clock = Clock()
+        pace = Pace(clock.now + budget_s, clock.now, clock)
+        clock.now += 10.0
+        planned = pace.plan(1, 99, 10.0, 1.0, load)
+        free_s = budget_s - 10.0 - (1.2 + 3.0 + 0.02 * budget_s)
+        assert seconds(planned) <= free_s < seconds(planned + 1)
+        assert planned > 1 + int(free_s / 10.3)
+    for times in ([10.0, 5.5], [10.0, 10.0]):  # half the images in the second epoch, or as many as before
+        clock = Clock()
+        pace = Pace(clock.now + 100.0, clock.now, clock)
+        pace.recall(times, [1.0, 1.0], [20, 10] if times[1] < 10 else [20, 20])
+        plans.append(pace.plan(3, 99, 1.0 + 9.0 * load(2, 99), 1.0, load))
+    assert plans[0] == plans[1] < 99
+
+
 def test_time_that_is_over_before_training_is_refused() -> None:
     clock = Clock()
     pace = Pace(clock.now + 5.0, clock.now - 10.0, clock)

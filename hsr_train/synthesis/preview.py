@@ -17,16 +17,19 @@ _FILL = 0.12
 """How strongly an outline is filled with its class's colour."""
 
 
-def contact_sheet(composer: Composer, real: Sequence[Scene], names: Sequence[str], columns: int = 4) -> Image:
+def contact_sheet(
+    composer: Composer, real: Sequence[Scene], names: Sequence[str], columns: int = 4, epoch: int = 0
+) -> Image:
     """Return a picture: rows of composed images, then the real ones.
 
     Args:
-        composer: Its images 0, 1, ... of epoch 0 are shown, two rows of them for each row of real ones.
+        composer: Its images 0, 1, ... of the epoch are shown, two rows of them for each row of real ones.
         real: Images with their labels.
         names: Class names by id.
         columns: Images beside each other.
+        epoch: Counted from 0.
     """
-    composed = [composer.compose(0, index) for index in range(max(2 * len(real), 2 * columns))]
+    composed = [composer.compose(epoch, index) for index in range(max(2 * len(real), 2 * columns))]
     parts = [_title("composed", columns)]
     parts += _rows([_tile(one, names) for one in composed], columns)
     if real:

@@ -103,12 +103,18 @@ class AugmentationConfig:
     copy_paste_mode: str = knob("flip", "How copy_paste finds objects.", choices=("flip", "mixup"))
 
 
+DEMO_SETS = {"demo": "data.yaml", "demo-few": "few.yaml"}
+"""Words for `data.path`: the built-in sets, each with the file that describes it in the folder that is drawn."""
+
+
 @dataclass
 class DataConfig(DividedDataConfig):
     """The images and labels."""
 
     path: str = knob(
-        "demo", "data.yaml of a YOLO set; demo is the built-in set. mode=predict: an image, folder or video."
+        "demo",
+        "data.yaml of a YOLO set; demo is the built-in set, demo-few that with ten training images of each class. "
+        "mode=predict: an image, folder or video.",
     )
     groups: str | None = knob(
         None,

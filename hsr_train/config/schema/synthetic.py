@@ -21,7 +21,12 @@ class SyntheticConfig:
         "auto", "Compose images; auto: if cut-outs are given, or backgrounds and polygon labels."
     )
     annotated_dir: str | None = knob(
-        None, "Cut-outs by class: CLASS/images/* with CLASS/masks/<stem>_mask.png or <stem>.png, or CLASS/*.png (RGBA)."
+        None,
+        "Cut-outs by class: CLASS/images/* with CLASS/masks/<stem>_mask.png or <stem>.png, or CLASS/*.png (RGBA); "
+        "demo: the built-in set's.",
+    )
+    backgrounds_dir: str | None = knob(
+        None, "Folder of images without objects; null: the training images serve; demo: the built-in set's."
     )
     masks: str = knob(
         "none", "Cut objects out of training images that have boxes only; grabcut: by their colours.",
@@ -33,10 +38,14 @@ class SyntheticConfig:
     cutouts_per_class: int = knob(
         500, "Most objects of a class that are cut out of the training images; which ones is drawn.", ge=1
     )
-    backgrounds_dir: str | None = knob(None, "Folder of images without objects; null: the training images serve.")
     ratio: float = knob(
         2.0, "Composed images for each real one, in every epoch; fractions allowed, 0 is off.", ge=0, le=100
     )
+    schedule: str = knob(
+        "constant", "The ratio over the epochs: constant, or linear, from ratio in the first one down towards zero.",
+        choices=("constant", "linear"),
+    )  # fmt: skip
+    close_epochs: int = knob(0, "Last epochs without composed images; linear then ends where they begin.", ge=0)
     objects: list[int] = knob([1, 3], "Fewest and most objects pasted into an image.", ge=1, le=100)
     scale: list[float] = knob(
         [0.5, 1.5], "Least and largest factor on the size that an object had in its own photo.", gt=0, le=10

@@ -166,4 +166,6 @@ def _extend(trainer: RunTrainer, state: dict[str, Any]) -> bool:
         "mosaic is off in the last %d of them, and patience counts anew",
         before, now, done + 1, now, trainer.args.close_mosaic,
     )  # fmt: skip
+    if trainer.composition is not None:
+        log.info("Composed images, too, are from there on as many as a run of %d epochs has", now)
     return True

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,20 +25,34 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 class EpochSampler(Sampler[SampleKey]):
     """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
 
-    Each `iter()` is the next epoch; the loader calls it without end.
+    Each `iter()` is the next epoch; the loader calls it without end, and ahead of time.
+
+    Args:
+        num_samples: Of each epoch, or what tells that of an epoch.
+        seed: Of the order.
+        start_epoch: The first epoch, counted from 0.
+        shuffle: Whether the order is drawn anew for each epoch.
     """
 
-    def __init__(self, num_samples: int, seed: int, start_epoch: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self, num_samples: int | Callable[[int], int], seed: int, start_epoch: int = 0, shuffle: bool = True
+    ) -> None:
         self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
         self.next_epoch = start_epoch
+        self.epoch = start_epoch
+        """The one that the loader hands over, which may be behind the next one that it fetches."""
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-        order = epoch_order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
+        num_samples = self._samples_in(epoch)
+        order = epoch_order(self.seed, epoch, num_samples) if self.shuffle else np.arange(num_samples)
         return iter([(epoch, int(i)) for i in order])
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self._samples_in(self.epoch)
+
+    def _samples_in(self, epoch: int) -> int:
+        return self.num_samples if isinstance(self.num_samples, int) else self.num_samples(epoch)
 
 
 class SplitBatches(Sampler[list[SampleKey]]):

@@ -17,6 +17,7 @@ from hsr_train.engines.detection.attempts import Attempts, assist
 from hsr_train.engines.detection.averaging import recalibrated, serialized
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
 from hsr_train.engines.detection.export import ExportError, export_model
+from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
@@ -89,7 +90,7 @@ class DetectionEngine:
                 "per_class": best.per_class,
                 "speed_ms": best.speed_ms,
                 **({} if averaged is None else {"swa": averaged}),
-                **self._composed(plan),
+                **self._composed(plan, trained.monitor),
                 **({} if fold is None else {"fold": fold, "splits": {s: found.metrics for s, found in splits.items()}}),
             },
         )
@@ -217,13 +218,14 @@ class DetectionEngine:
             log.info("The averaged weights are not better and not kept: mAP50-95 %.4f, best.pt %.4f", ours, theirs)
         return {"epochs": kept["epochs"], "metrics": found.metrics, "kept": is_better}
 
-    def _composed(self, plan: Plan) -> dict[str, Any]:
-        """Return how many images of an epoch were real and how many composed, if any were."""
+    def _composed(self, plan: Plan, monitor: Monitor) -> dict[str, Any]:
+        """Return how many images of the first epoch were real and how many composed, if any were, and all of each."""
         synthesis = plan.inputs.synthesis
         if synthesis is None:
             return {}
         real = len(plan.inputs.dataset.splits["train"])
-        return {"synthetic": {"real": real, "composed": synthesis.num_composed}}
+        images = monitor.images_per_epoch()
+        return {"synthetic": {"real": real, "composed": synthesis.num_composed, "images_per_epoch": images}}
 
     def _test(self, plan: Plan, context: RunContext) -> Evaluation:
         """Evaluate best.pt on the test set, which all folds share."""

@@ -23,6 +23,7 @@ from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
 from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.checkpoint import WeightsFile
+from hsr_train.engines.detection.composition import is_shown
 from hsr_train.engines.detection.dataset import PREFETCHED
 from hsr_train.engines.detection.evaluate import metrics_of
 from hsr_train.engines.detection.layer_rates import FACTOR
@@ -48,8 +49,9 @@ NUM_SAMPLE_BATCHES = 3
 
 @dataclass
 class EpochTimes:
-    """Seconds of one epoch: in all, waiting for the loader, validating, saving."""
+    """Images of one epoch, and its seconds: training in all, waiting for the loader, validating, saving."""
 
+    images: int = 0
     train_s: float = 0.0
     wait_s: float = 0.0
     val_s: float = 0.0
@@ -117,7 +119,7 @@ class Loop:
     def _train_epoch(self, epoch: int, times: EpochTimes) -> dict[str, float]:
         """Train one epoch and return the mean of each loss over its batches."""
         trainer = self.trainer
-        trainer.epoch = epoch
+        trainer.epoch = trainer.train_loader.sampler.epoch = epoch
         trainer._model_train()
         means: dict[str, torch.Tensor] = {}
         images, pending = 0, 0  # of all processes that share the batches
@@ -125,6 +127,8 @@ class Loop:
         bar = self._bar(epoch)
         for number, (num_images, batch) in enumerate(_parts(trainer, times)):
             self.saver.check()
+            if trainer.sources is not None and batch is not None:
+                trainer.sources.count(batch)
             first = images - images % trainer.batch_size  # of the batch, if memory allows only a part of it at once
             progress = self.schedule.warmup_progress(epoch, first)
             self._set_rates(epoch, progress)
@@ -146,11 +150,14 @@ class Loop:
             if self.is_cut:
                 break
         bar.close()
+        times.images = images
         if shows_samples:
             self.monitor.pictures(self.run.plots, "train_batch*.jpg", "train_samples", epoch + 1)
         criterion = unwrap_model(trainer.model).criterion
         if hasattr(criterion, "update"):
             criterion.update()
+        if trainer.sources is not None:
+            trainer.sources.end_epoch(trainer.together)
         losses = _sums(trainer.together.of_all({k: float(v) for k, v in means.items()}))
         self._refuse_divergence(epoch, losses)
         return losses
@@ -168,11 +175,13 @@ class Loop:
     def _replan(self, done: int, epoch_s: float, val_s: float) -> None:
         """Let the time that is left decide how many epochs there are, and the schedule follow."""
         trainer, before = self.trainer, self.trainer.epochs
-        epochs = done if self.is_cut else self.pace.plan(done, before, epoch_s, val_s)
+        epochs = done if self.is_cut else self.pace.plan(done, before, epoch_s, val_s, trainer.load)
         if epochs == before:
             return
         loader = trainer.train_loader
-        ahead = 1 + math.ceil(loader.num_workers * PREFETCHED / len(loader))  # epochs that may be on their way already
+        is_renewed = trainer.plan_images(done, epochs)
+        # Epochs that may be on their way already.
+        ahead = 0 if is_renewed else 1 + math.ceil(loader.num_workers * PREFETCHED / len(loader))
         close = self._close_mosaic(done + ahead, epochs, loader.dataset.open_epochs)
         self.recovery.plan(done + 1, epochs=epochs, close_mosaic=close)
         trainer.epochs = trainer.args.epochs = self.monitor.epochs = epochs
@@ -262,13 +271,16 @@ class Loop:
             average=self.average,
         )
         times.save_s = time.perf_counter() - saving
+        if trainer.sources is not None:
+            self._record_sources(epoch)
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
         self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
         self.saver.submit(partial(self._save, state))
         if epoch + 1 < trainer.epochs and not stop:
             self.rehearse()
 
-        self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
+        left, took_s = sum(map(trainer.images_in, range(epoch + 1, trainer.epochs))), time.perf_counter() - started
+        self.monitor.report(epoch, losses, metrics, took_s, self.best_epoch, improved, times.images, left)
         if improved and trainer.fitness > 0:
             success(log, "New best model saved! mAP50: %.4f", metrics["mAP50"])
         if stop:
@@ -277,6 +289,17 @@ class Loop:
 
     def _require_records(self) -> None:
         self.context.require_records()
+
+    def _record_sources(self, epoch: int) -> None:
+        """Write what the images of an epoch were made of."""
+        sources, writer = self.trainer.sources, self.monitor.writer
+        assert sources is not None
+        if writer is None:
+            return
+        sources.record(writer, epoch + 1)
+        has_composed = self.trainer.train_loader.dataset.num_composed(epoch) > 0
+        if has_composed and is_shown(epoch, self.schedule.epochs):
+            sources.show(writer, epoch + 1)
 
     def _validate(self) -> dict[str, float]:
         """Validate the EMA; where memory runs out, once more with a smaller batch."""
@@ -325,7 +348,7 @@ class Loop:
 
 def schedule_of(trainer: RunTrainer) -> Schedule:
     """Return the plan of a run."""
-    args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
+    args, batch, images = trainer.args, trainer.batch_size, len(trainer.train_loader.dataset)
     return Schedule(
         epochs=trainer.epochs,
         num_images=images,
@@ -337,6 +360,7 @@ def schedule_of(trainer: RunTrainer) -> Schedule:
         warmup_bias_lr=args.warmup_bias_lr,
         warmup_momentum=args.warmup_momentum,
         momentum=args.momentum,
+        images_in=trainer.images_in if trainer.composition is not None else None,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema import DEMO_SETS, DetectExperiment
 from hsr_train.data.cache import cache_root
 from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
@@ -31,7 +31,7 @@ from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.probe import cpu_batch, probe_batch
 from hsr_train.engines.detection.schedule import effective_batch
-from hsr_train.engines.detection.synthetic import SHOWING, Synthesis, prepare_synthesis
+from hsr_train.engines.detection.synthetic import DEMO, SHOWING, Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.engines.devices import least_device, num_sharing, own_device
 from hsr_train.engines.states import newest_state
@@ -41,8 +41,6 @@ from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
-
-DEMO = "demo"
 
 
 def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions) -> Plan:
@@ -95,7 +93,9 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     num_composed = synthesis.num_composed if synthesis is not None else 0
     _decide_loading(experiment, machine, device, dataset, cache_dir, decisions, num_composed)
     if experiment.mode in ("train", "check") and dataset is not None:
-        problems = refused(experiment, start, dataset, num_composed, num_sharing(experiment))
+        epochs = experiment.train.epochs
+        composed = set(map(synthesis.composition(epochs), range(epochs))) if synthesis is not None else {0}
+        problems = refused(experiment, start, dataset, composed, num_sharing(experiment))
         if problems:
             raise InputError(problems)
     if experiment.mode == "train" and experiment.preset == HIGH_PERFORMANCE:
@@ -168,7 +168,7 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
     found = weights.resolve(
         experiment.model,
         cache_dir=cache_dir,
-        is_demo=experiment.data.path == DEMO,
+        is_demo=experiment.data.path in DEMO_SETS,
         model_is_typed=_is_typed(experiment, "model", "model.name"),
         decisions=decisions,
         fetch=experiment.mode not in ("check", *SHOWING),
@@ -184,9 +184,9 @@ def _load_data(experiment: DetectExperiment, cache_dir: Path, decisions: Decisio
     if experiment.mode == "predict" or untold:
         return None
     config = deepcopy(experiment.data)
-    if config.path == DEMO:
-        decisions.record("data.path", DEMO, "the built-in demo set; your own: data.path=my/data.yaml")
-        config.path = str(ensure_demo_set(cache_dir, seed=config.seed))
+    if config.path in DEMO_SETS:
+        decisions.record("data.path", config.path, "the built-in demo set; your own: data.path=my/data.yaml")
+        config.path = str(ensure_demo_set(cache_dir, seed=config.seed).with_name(DEMO_SETS[config.path]))
     need = {"validate": (config.split,), "export": (config.split,)}.get(experiment.mode, ("train", "val"))
     origin = experiment.origin
     recorded = origin.resume_from is not None or origin.reproduce_from is not None
@@ -323,12 +323,12 @@ def _fitting_cache(dataset: DetectionSet | None, imgsz: int, cache_dir: Path, ma
 def _make_absolute(experiment: DetectExperiment) -> None:
     """Paths in the saved configuration do not depend on where the command was typed."""
     experiment.output_dir = str(Path(experiment.output_dir).expanduser().absolute())
-    if experiment.data.path != DEMO:
+    if experiment.data.path not in DEMO_SETS:
         experiment.data.path = str(Path(experiment.data.path).expanduser().absolute())
     if experiment.data.cache_dir is not None:
         experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
     for key in ("annotated_dir", "masks_dir", "backgrounds_dir", "distractors_dir"):
         folder = getattr(experiment.synthetic, key)
-        if folder is not None:
+        if folder not in (None, DEMO):
             setattr(experiment.synthetic, key, str(Path(folder).expanduser().absolute()))
     experiment.model.weights_dirs = [str(Path(d).expanduser().absolute()) for d in experiment.model.weights_dirs]

@@ -15,8 +15,10 @@ import cv2
 import numpy as np
 
 from hsr_train.config.schema import DetectExperiment, SyntheticConfig
+from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.decisions import Decisions
+from hsr_train.engines.detection.composition import Composition
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.run.atomic import write_bytes
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 CUTOUTS, MASKS, BACKGROUNDS, DISTRACTORS = "cut-outs", "masks", "backgrounds", "distractors"
 """Names of their own beside train, val and test in data_files.csv."""
+DEMO = "demo"
+"""Stands for the built-in set's own cut-outs and backgrounds."""
 SHOWING = ("preview", "synthesize")
 """Modes that compose images whatever the ratio."""
 MEMORY_SHARE = 0.25
@@ -40,6 +44,7 @@ _BY = {
     "grabcut": "GrabCut from their boxes: mode=preview shows how well",
     "masks_dir": "synthetic.masks_dir",
 }
+_OF_TRAINING = ("enabled", "ratio", "schedule", "close_epochs", "count")
 _MOST_REASONS = 5
 _REAL_SHOWN = 8
 
@@ -62,10 +67,17 @@ class Synthesis:
     dataset: DetectionSet
     distractors: ObjectBank | None = None
 
+    def composition(self, epochs: int) -> Composition:
+        """Return how many images each epoch has in a run of so many."""
+        config = self.config
+        return Composition(
+            len(self.dataset.splits["train"]), config.ratio, config.schedule, config.close_epochs, epochs
+        )
+
     @property
     def num_composed(self) -> int:
-        """Composed images in each epoch."""
-        return round(self.config.ratio * len(self.dataset.splits["train"]))
+        """Composed images in the first epoch, which has the most."""
+        return self.composition(1)(0)
 
     def composer(self, side: int, seed: int) -> Composer:
         """Return what composes images of `side` pixels."""
@@ -80,6 +92,14 @@ class Synthesis:
             outlines=any(len(segments) for segments in train.segments),
             distractors=self.distractors,
         )
+
+    @property
+    def _when(self) -> str:
+        linear, close = self.config.schedule == "linear", self.config.close_epochs
+        end = f" the last {close}" if close > 1 else " the last one"
+        if linear:
+            return "the first epoch, fewer in each later one" + (f", none in{end}" if close else "")
+        return f"every epoch but{end}" if close else "every epoch"
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest keeps."""
@@ -98,7 +118,7 @@ class Synthesis:
             "rejected": self.bank.rejected
             | (backgrounds.rejected if backgrounds else {})
             | (distractors.rejected if distractors else {}),
-            "composed_per_epoch": self.num_composed,
+            "composed_in_first_epoch": self.num_composed,
             "fingerprint": fingerprint([file for _, file in self._sources()]),
         }
 
@@ -118,7 +138,7 @@ class Synthesis:
         counts, real = self.bank.counts, len(self.dataset.splits["train"])
         on = f"{len(self.backgrounds)} backgrounds" if self.backgrounds else "the training images"
         lines = [
-            f"Composed images: {self.num_composed:,} beside {real:,} real ones in every epoch, "
+            f"Composed images: {self.num_composed:,} beside {real:,} real ones in {self._when}, "
             f"{len(self.bank):,} cut-outs of {len(counts)} classes on {on}",
             "  validation, early stopping and best.pt look at real images only",
         ]
@@ -178,7 +198,7 @@ def prepare_synthesis(
     try:
         if config.backgrounds_dir is not None:
             backgrounds = FolderBackgrounds.read(
-                Path(config.backgrounds_dir).expanduser().absolute(),
+                _folder(config.backgrounds_dir, "backgrounds", experiment, cache_dir),
                 cache_dir=cache_dir,
                 side=experiment.train.imgsz,
                 skip_bad=skip_bad,
@@ -236,7 +256,7 @@ def _read_bank(
     config, train, side = experiment.synthetic, dataset.splits["train"], experiment.train.imgsz
     if source == "annotated_dir":
         return ObjectBank.read(
-            Path(config.annotated_dir or "").expanduser().absolute(),
+            _folder(config.annotated_dir or "", "annotated", experiment, cache_dir),
             dataset.names,
             cache_dir=cache_dir,
             side=side,
@@ -260,6 +280,13 @@ def _read_bank(
     )
 
 
+def _folder(given: str, own: str, experiment: DetectExperiment, cache_dir: Path) -> Path:
+    """Return the folder that is meant; `own` is what it is called in the built-in set."""
+    if given == DEMO:
+        return ensure_demo_set(cache_dir, seed=experiment.data.seed).with_name(own)
+    return Path(given).expanduser().absolute()
+
+
 def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> list[str]:
     """Write a set of composed images to output_dir; returns lines that say what was made.
 
@@ -270,8 +297,8 @@ def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> li
     count = config.count or 0
     composer = synthesis.composer(train.imgsz, train.seed)
     composer.outlines = composer.outlines or synthesis.backgrounds is not None
-    settings = {key: value for key, value in asdict(config).items() if key not in ("enabled", "ratio", "count")}
-    sources = {key: value for key, value in synthesis.record().items() if key != "composed_per_epoch"}
+    settings = {key: value for key, value in asdict(config).items() if key not in _OF_TRAINING}
+    sources = {key: value for key, value in synthesis.record().items() if key != "composed_in_first_epoch"}
     written = write_set(
         composer,
         folder,

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection import options
 from hsr_train.engines.detection.batches import Part
 from hsr_train.engines.detection.checkpoint import WeightsFile
+from hsr_train.engines.detection.composition import Composition, Sources
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.freezing import described, frozen_modules
 from hsr_train.engines.detection.layer_rates import divide_by_module, rates_by_kind, table
@@ -34,6 +35,7 @@ from hsr_train.engines.detection.state import restore_state
 from hsr_train.engines.detection.synthetic import Synthesis
 from hsr_train.engines.detection.weights import Weights, architecture_yaml, load_model
 from hsr_train.engines.together import WHOLE, Together
+from hsr_train.pace import Load
 from hsr_train.recovery import Recovery
 from hsr_train.run.changes import set_value
 from hsr_train.run.directory import RunDirectory
@@ -135,7 +137,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self.args.name = run.path.name
         self.save_dir, self.wdir = run.plots, run.weights
         self.last, self.best, self.csv = run.weights / "last.pt", run.weights / "best.pt", run.results_csv
-        self.start_epoch = state["epochs_done"] if state else 0
+        self.epoch = self.start_epoch = state["epochs_done"] if state else 0
         with _own_precision_check(self.together):
             self._setup_train()
         self.validator.args.plots = False
@@ -144,6 +146,8 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self._say_what_learns()
         self.measured_imgsz: int = recovery.initial("train.imgsz")
         self.weights_file = WeightsFile(self, self.measured_imgsz)
+        composer = self.train_loader.dataset.composer
+        self.sources = Sources(composer, list(self.data["names"].values())) if composer is not None else None
         self.structure = state["network"] if state else self.weights_file.structure()
         if state:
             restore_state(self, state)
@@ -156,8 +160,32 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
 
     @property
     def images_per_epoch(self) -> int:
-        """Number of training images, composed ones included."""
-        return len(self.train_loader.dataset)
+        """Number of training images in the epoch that is trained, composed ones included."""
+        return self.images_in(self.epoch)
+
+    def images_in(self, epoch: int) -> int:
+        """Return the number of training images in an epoch, counted from 0."""
+        return int(self.train_loader.dataset.num_samples(epoch))
+
+    @property
+    def composition(self) -> Composition | None:
+        """How many images each epoch has, where that is not the same in all."""
+        found: Composition | None = self.train_loader.dataset.num_composed
+        return None if found is None or found.is_constant else found
+
+    @property
+    def load(self) -> Load | None:
+        """What an epoch's share of work is in a run of so many, where it is not the same in all."""
+        found = self.composition
+        return None if found is None else found.load
+
+    def plan_images(self, epoch: int, epochs: int) -> bool:
+        """Let the images from an epoch on, counted from 0, be those of a run of so many; return whether they change."""
+        if self.composition is None:
+            return False
+        self.train_loader.dataset.num_composed = replace(self.composition, epochs=epochs)
+        self.train_loader.renew(epoch)
+        return True
 
     @property
     def num_rates(self) -> int:
@@ -201,7 +229,10 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def build_optimizer(self, *args: Any, iterations: float = 1e5, **kwargs: Any) -> Any:
         """Let optimizer=auto choose by the epochs that the run began with: an extended run keeps its optimizer."""
-        begun = iterations * self._recovery.initial("train.epochs") / self.epochs
+        first = int(self._recovery.initial("train.epochs"))
+        begun = iterations * first / self.epochs
+        if self.load is not None:  # not as many images in each as in the first one
+            begun *= sum(self.load(epoch, first) for epoch in range(first)) / first
         optimizer, llrd = super().build_optimizer(*args, iterations=begun, **kwargs), self._experiment.optimizer.llrd
         if llrd.enabled:
             divide_by_module(optimizer, unwrap_model(self.model).model, llrd.decay_rate)
@@ -270,7 +301,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
             stride=self.stride,
             names=self._dataset.names,
             composer=synthesis.composer(arguments.imgsz, arguments.seed) if synthesis else None,
-            num_composed=synthesis.num_composed if synthesis else 0,
+            num_composed=synthesis.composition(train.epochs) if synthesis else None,
         )
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
