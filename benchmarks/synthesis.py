@@ -1,6 +1,6 @@
 """Composed images in the loader beside the plain mosaic loader, ultralytics' copy_paste and a set written to disk.
 
-    .venv/bin/python benchmarks/synthesis.py            # 6 minutes, on drawn cut-outs and backgrounds
+    .venv/bin/python benchmarks/synthesis.py            # 8 minutes, on drawn cut-outs and backgrounds
 
 In each round every loader has its turn in this process: `--samples` places of an epoch's order, after some that do not
 count. Ratios are taken within a round, and their medians count; processor time bears other work on the machine, the
@@ -18,6 +18,7 @@ a goal is missed: 0.85 of the plain loader's images for each second of processor
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -183,12 +184,11 @@ def memory_of_workers(data: RunDataset) -> dict[str, float]:
     try:
         for _ in loader:
             pass
-        for child in psutil.Process().children():
-            maps = child.memory_maps(grouped=False)
-            if "python" in child.name() and child.memory_info().rss > 2**27:
-                found["own"].append(sum(one.private_dirty for one in maps) / 1e6)
-                found["files"].append(sum(one.private_clean for one in maps) / 1e6)
-                found["pss"].append(sum(one.pss for one in maps) / 1e6)
+        for worker in loader.iterator._workers:
+            maps = psutil.Process(worker.pid).memory_maps(grouped=False)
+            found["own"].append(sum(one.private_dirty for one in maps) / 1e6)
+            found["files"].append(sum(one.private_clean for one in maps) / 1e6)
+            found["pss"].append(sum(one.pss for one in maps) / 1e6)
     finally:
         loader.close()
     return {name: statistics.mean(values) for name, values in found.items()}
@@ -204,9 +204,14 @@ def parts_of_composing(composer: Composer, count: int) -> dict[str, float]:
             try:
                 return function(*arguments)
             finally:
-                spent[name] += time.thread_time() - started
+                spent[name] += time.thread_time() - started - clock
 
         return call
+
+    started = time.thread_time()
+    for _ in range(1000):
+        time.thread_time()
+    clock = (time.thread_time() - started) / 1000  # what looking at the clock takes
 
     for index in range(50):
         composer.compose(1, index)
@@ -231,6 +236,8 @@ def parts_of_composing(composer: Composer, count: int) -> dict[str, float]:
         for index in range(count):
             composer.compose(0, index)
         composer.backgrounds = backgrounds
+        for attribute, function in originals.items():
+            setattr(composing, attribute, function)
 
         def remember(place: Any, colours: Any, *rest: Any) -> None:
             sprites.append((place.copy(), colours))
@@ -248,11 +255,11 @@ def parts_of_composing(composer: Composer, count: int) -> dict[str, float]:
         rng = np.random.default_rng(index)
         started = time.thread_time()
         backgrounds.draw(rng, SIDE)
-        copied += time.thread_time() - started
+        copied += time.thread_time() - started - clock
     for place, colours in sprites:
         started = time.thread_time()
         place[:] = colours
-        copied += time.thread_time() - started
+        copied += time.thread_time() - started - clock
     result = {name: 1000 * value / count for name, value in spent.items()}
     result["whole"], result["copying"] = 1000 * whole / count, 1000 * copied / count
     result["drawing, placing, labels"] = result["whole"] - sum(1000 * value / count for value in spent.values())
@@ -284,7 +291,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=240, help="real images")
     parser.add_argument("--sources", type=int, default=200, help="cut-outs, and as many backgrounds")
     parser.add_argument("--samples", type=int, default=60, help="of each turn that count")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: only memory, and where time goes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -294,14 +301,14 @@ def main() -> int:
         store = contest.backgrounds.pixels
         sizes = [contest.bank.pixels.num_bytes, store.num_bytes if store is not None else 0]
         print(f"{options.images} real images; cut-outs {sizes[0] / 1e6:.0f} MB, backgrounds {sizes[1] / 1e6:.0f} MB")
-        ratio = show_speeds(contest, options)
+        ratio = show_speeds(contest, options) if options.rounds else math.nan
         more = show_memory(contest) if sys.platform == "linux" else 0.0
         show_parts(contest)
     print("\n| one object of n x n pixels | 32 | 64 | 128 | 256 | 512 |\n|---|---|---|---|---|---|")
     for image_side in (640, 1280):
         row = " | ".join(f"{one_object(side, image_side):.3f}" for side in (32, 64, 128, 256, 512))
         print(f"| ms in an image of {image_side} pixels | {row} |")
-    met = ratio >= SPEED_GOAL, more <= MEMORY_GOAL_MB
+    met = not ratio < SPEED_GOAL, more <= MEMORY_GOAL_MB
     print(f"\nGoal: {SPEED_GOAL} of the plain loader's speed: {'met' if met[0] else 'MISSED'} ({ratio:.3f})")
     print(f"Goal: {MEMORY_GOAL_MB} MB for each worker: {'met' if met[1] else 'MISSED'} ({more:.0f})")
     return 0 if all(met) else 1
