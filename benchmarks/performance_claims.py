@@ -8,8 +8,10 @@ Three questions, each answered by runs of our command that differ in one setting
 no more than cores). The runs of a question follow each other in every repeat, so that other work meets all of them.
 Images/s, the share of time waiting, processor time and memory are those of timings.csv, of the training part of the
 epochs after the first, which reads the pictures and fills the cache. A gain is relative to the first setting of the
-question, repeat by repeat. "Loading" is what a claim about loading speaks of: images per second of waiting, which is
-all of the loading without workers, and with them what they do not hide. Exit status 0: figures, not a verdict.
+question, repeat by repeat. "Loading" is what a claim about loading speaks of: seconds of stepping for each second of
+waiting. The steps are the same with any cache and any workers, so it says how much faster batches arrive, and other
+work, which slows both, hardly changes it. Without workers all of the loading is waited for; of theirs, what they do not
+hide. Exit status 0: figures, not a verdict.
 """
 
 from __future__ import annotations
@@ -101,8 +103,8 @@ class Bench:
 
 
 def loading(speed: Speed) -> float | None:
-    """Return images per second of waiting for data; None where hardly anything was waited for."""
-    return speed.images_per_s / speed.wait_share if speed.wait_share > 0.001 else None
+    """Return the seconds of stepping for each second of waiting; None where hardly anything was waited for."""
+    return (1 - speed.wait_share) / speed.wait_share if speed.wait_share > 0.001 else None
 
 
 def gains(speeds: Sequence[float | None], reference: Sequence[float | None]) -> list[float | None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -51,9 +52,10 @@ def run(budget: str, folder: Path, more: list[str]) -> tuple[bool, str]:
     if ended:  # as long as it would have been
         epochs_s[-1] *= int(ended[2]) / int(ended[1])
     used, is_late, last = took_s / seconds, took_s > seconds, "cut" if ended else "whole"
+    last_rate = rates[-1] / (max(rates) or math.nan)  # one that is cut in its first step had no rate yet
     line = (
         f"{budget:>6}  {used:6.3f}  {len(epochs_s):6}  {last:>5}  {median(epochs_s) / seconds:9.3f}  "
-        f"{rates[-1] / max(rates):9.3f}  {next(iter(metrics.values())):12.3f}  {load:.1f} to {os.getloadavg()[0]:.1f}"
+        f"{last_rate:9.3f}  {next(iter(metrics.values())):12.3f}  {load:.1f} to {os.getloadavg()[0]:.1f}"
     )
     if is_late:
         line += "".join(f"\n        {text}" for text in done.stderr.splitlines()[-LOG_LINES:])
