@@ -27,6 +27,7 @@ from hsr_train.engines.detection.composition import Composition, Sources
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.options import training_arguments
 from hsr_train.engines.detection.synthetic import Synthesis
+from hsr_train.engines.together import Together
 from hsr_train.errors import InputError
 from hsr_train.pace import Pace
 from hsr_train.run.directory import RunDirectory
@@ -237,10 +238,13 @@ def test_labels_are_counted_by_the_source_of_their_image(folder: Path, tmp_path:
     sources = Sources(data.composer, list(data.data["names"].values()))
     batch = RunDataset.collate_fn([data[2, index] for index in range(len(data))])
     sources.count(batch)
+    sources.end_epoch(Together())
     assert "source" not in batch
     real = np.concatenate([label["cls"] for label in data.labels]).astype(int).ravel()
     made = np.concatenate([data.composer.compose(2, number).classes for number in range(NUM_REAL)])
     assert sources.counts.tolist() == [np.bincount(classes, minlength=2).tolist() for classes in (real, made)]
+    sources.end_epoch(Together())
+    assert not sources.counts.any()
 
 
 # ---- runs
