@@ -29,7 +29,8 @@ COMMON = {"errors", "decisions", "processes", "pace"}
 MAY_IMPORT = {
     "": {"config", "cross_validation"},
     "__main__": {"cli"},
-    "cli": {"", "config", "cross_validation", "run", "engines.base", "supervisor", *COMMON},
+    "cli": {"", "config", "cross_validation", "run", "engines.base", "supervisor", "sweep", *COMMON},
+    "sweep": {"config", "run", "hardware", *COMMON},
     "cross_validation": {
         "config",
         "execution",
@@ -82,8 +83,11 @@ SHARED = {"engines.base", "engines.loader_start", "engines.memory", "engines.sig
 ENGINE_MAY_IMPORT = {*SHARED, "config.schema", "run", "recovery", "data", "synthesis", "hardware", *COMMON}
 # Libraries that only some rooms know.
 KNOWN_ONLY_TO = {
-    "hydra": ("cli", "config"),
-    "omegaconf": ("cli", "config"),
+    "hydra": ("cli", "config", "sweep"),
+    "omegaconf": ("cli", "config", "sweep"),
+    "optuna": ("sweep",),
+    "sqlalchemy": ("sweep",),
+    "hydra_plugins": ("sweep",),
     "ultralytics": ("engines.detection",),
     "torch": ("engines.",),
     "torchvision": ("engines.classification",),

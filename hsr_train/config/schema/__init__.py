@@ -34,6 +34,7 @@ from hsr_train.config.schema.detect import (
     TrainConfig,
     UltralyticsConfig,
 )
+from hsr_train.config.schema.sweep import SweepConfig
 from hsr_train.config.schema.synthetic import SyntheticConfig
 
 AnyExperiment = DetectExperiment | ClassifyExperiment
@@ -64,6 +65,7 @@ __all__ = [
     "Origin",
     "PredictConfig",
     "RecoveryConfig",
+    "SweepConfig",
     "SyntheticConfig",
     "TensorboardConfig",
     "TrainConfig",
