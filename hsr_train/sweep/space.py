@@ -56,6 +56,10 @@ class Space:
         """The keys without a finite list of values."""
         return [d for d in self.dimensions if not d.is_discrete]
 
+    def without(self, prefix: str) -> Space:
+        """Return the same search without some of what is fixed."""
+        return Space(self.dimensions, tuple(f for f in self.fixed if not f.lstrip("+").startswith(prefix)))
+
     def first(self) -> list[str]:
         """Return the overrides of one point: the first value of each key."""
         return [*self.fixed, *(f"{d.key}={d.values[0]}" for d in self.dimensions)]

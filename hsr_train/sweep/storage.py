@@ -43,6 +43,14 @@ def open_storage(url: str) -> BaseStorage:
     return get_storage(storage)
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Close the connections of a storage, those of other threads included."""
+    storage.remove_session()
+    database = getattr(storage, "_backend", storage)
+    if isinstance(database, RDBStorage):
+        database.engine.dispose()
+
+
 def refused(url: str, error: BaseException) -> InputError:
     """Return the one line about a storage that cannot be used."""
     if isinstance(error, ImportError) and "optuna" not in str(error):

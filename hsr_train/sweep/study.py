@@ -33,7 +33,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.status import is_alive, read_status
 from hsr_train.sweep.samplers import sampler_for
-from hsr_train.sweep.storage import open_storage, refused, shown_url
+from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
 from hsr_train.sweep.study_types import Claim, Spec, Standing
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ class Study:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._current: int | None = None
-        self._beating = threading.Event()
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
+        self._storage: optuna.storages.BaseStorage | None = None
 
     def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
         """Find the study or make it, and see to it that its trials wait.
@@ -74,7 +76,7 @@ class Study:
         if spec.sampler == "grid":
             self.n_trials = min(self.n_trials, len(self.points))
         sampler_for(spec.sampler, spec.seed, 0)
-        self.storage = open_storage(spec.url)
+        self.storage = self._storage = open_storage(spec.url)
         directions = [StudyDirection[name.upper()] for name in spec.directions]
         with self._told():
             study = optuna.create_study(
@@ -86,7 +88,8 @@ class Study:
             for _ in range(missing):
                 study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
             self._before = {t.number for t in self._trials() if t.state.is_finished()}
-        threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True).start()
+        self._heart = threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True)
+        self._heart.start()
         return self.standing()
 
     def claim(self) -> Claim | None:
@@ -313,7 +316,7 @@ class Study:
 
     def _beat(self) -> None:
         """Say every half minute that the current trial is in living hands, for those on other machines."""
-        while not self._beating.wait(HEARTBEAT_S):
+        while not self._ended.wait(HEARTBEAT_S):
             with self._lock:
                 if self._current is not None:
                     try:
@@ -321,10 +324,16 @@ class Study:
                             self._sign(self._id(self._current))
                     except (InputError, RunError) as error:
                         log.warning("No heartbeat: %s", error)
+                    finally:
+                        self.storage.remove_session()
 
     def close(self) -> None:
-        """End the heartbeat."""
-        self._beating.set()
+        """End the heartbeat and the connections."""
+        self._ended.set()
+        if self._heart is not None:
+            self._heart.join()
+        if self._storage is not None:
+            close_storage(self._storage)
 
 
 def _distributions(lines: list[str]) -> dict[str, BaseDistribution]:

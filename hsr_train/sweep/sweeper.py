@@ -49,23 +49,24 @@ class HsrSweeper(Sweeper):
             RunError: Trials failed for other reasons known to us.
         """
         space = read_space(arguments, self.params, self.config_loader)
-        overrides = [line for line in space.fixed if not line.lstrip("+").startswith("sweep.")]
         first = self.job.compose(space.first())
+        space = space.without("sweep.")  # a trial's own record says nothing of the search
         settings = first.sweep
         objectives, directions, problems = chosen(first)
         sampler = _sampler(space, settings)
         problems += _problems(space, first, sampler)
         points = space.grid() if sampler == "grid" else space.ends()
+        checked: dict[tuple[str, ...], Any] = {}
         for point in points:
             try:
-                self.job.compose(point)
+                checked[tuple(point)] = self.job.compose(point)
             except InputError as error:
                 problems += [p for p in error.problems if p not in problems]
         if problems:
             raise InputError(problems)
         if first.mode == "check":
-            for point in points:
-                self.job.run(self.job.compose(point))
+            for experiment in checked.values():
+                self.job.run(experiment)
             return
         decisions = Decisions()
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
@@ -91,7 +92,7 @@ class HsrSweeper(Sweeper):
             study = _study(self.job)
             try:
                 study.open(spec, this_process())
-                worker = Worker(study, spec, self.job, overrides, home, settings.max_failures)
+                worker = Worker(study, spec, self.job, space.fixed, checked, home, settings.max_failures)
                 worker.work()
                 _conclude(study.standing(), spec, home)
             finally:

@@ -64,6 +64,7 @@ class Worker:
         spec: What the study is.
         job: How a trial runs.
         overrides: What is typed for every trial.
+        checked: Experiments composed ahead, by their overrides.
         home: The sweep's folder.
         max_failures: `sweep.max_failures`.
     """
@@ -71,7 +72,8 @@ class Worker:
     study: StudyDoor
     spec: Spec
     job: Job
-    overrides: list[str]
+    overrides: Sequence[str]
+    checked: dict[tuple[str, ...], Any]
     home: Path
     max_failures: int
 
@@ -148,7 +150,8 @@ class Worker:
             log.info("Trial %d goes on: %s", claim.number, place)
             self.job.run(self.job.again([f"resume={place}"]))
             return _read(run)
-        experiment = self.job.compose([*self.overrides, *claim.overrides])
+        overrides = (*self.overrides, *claim.overrides)
+        experiment = self.checked.pop(overrides, None) or self.job.compose(overrides)
         if experiment.is_cross_validation:  # it finds its own folds again
             experiment.output_dir = str(place)
             result = self.job.run(experiment)
