@@ -294,7 +294,7 @@ REFUSED = [
     ([LR, "optimizer.lr0=1,2"], "optimizer.lr0: is typed more than once"),
     (["train.epochs=3"], "nothing is searched"),
     ([LR, "sweep.sampler=grid"], "is a range to sample from, which a grid cannot do"),
-    (["optimizer.lr0=interval(1e-4,7)"], "optimizer.lr0: 7: must be"),
+    (["optimizer.lr0=interval(1e-4,7)"], "optimizer.lr0: 7.0: must be"),
     (["train.bath=4,8"], "-> train.batch="),
     (["task=detect,classify"], "a grid is of one task"),
     ([LR, "mode=validate", "model.weights=x.pt"], "hydra/sweeper=basic"),

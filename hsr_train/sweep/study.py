@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import random
 import threading
 import time
 import uuid
@@ -42,6 +43,8 @@ FORMAT = 1
 DEAD_AFTER_S = 300.0
 """Without a heartbeat, on another machine; on this one the process is looked up."""
 HEARTBEAT_S = 30.0
+STALLED_S = 2.0
+"""So long without a new trial, whoever made the study is gone, or its total was raised: the rest is ours to add."""
 SETTLE_S = 0.5
 """Who takes a trial over says so and looks again after this time, since storages have no lock for it."""
 RETRIES_S = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -79,13 +82,16 @@ class Study:
         self.storage = self._storage = open_storage(spec.url)
         directions = [StudyDirection[name.upper()] for name in spec.directions]
         with self._told():
-            study = optuna.create_study(
-                storage=self.storage, study_name=spec.name, directions=directions, load_if_exists=True
-            )
+            try:
+                study = optuna.create_study(storage=self.storage, study_name=spec.name, directions=directions)
+                is_new = True
+            except optuna.exceptions.DuplicatedStudyError:
+                study, is_new = optuna.load_study(study_name=spec.name, storage=self.storage), False
             self.study_id = self.storage.get_study_id_from_name(spec.name)
+            if not is_new:
+                self._let_its_maker_finish(study)
             self._require_same(study)
-            missing = self.n_trials - len(self._trials())
-            for _ in range(missing):
+            while len(self._trials()) < self.n_trials:
                 study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
             self._before = {t.number for t in self._trials() if t.state.is_finished()}
         self._heart = threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True)
@@ -165,6 +171,17 @@ class Study:
                 recent=len(recent),
                 best=[(t.number, list(t.values), list(t.user_attrs.get("overrides", []))) for t in best],
             )
+
+    def _let_its_maker_finish(self, study: optuna.Study) -> None:
+        """Wait while somebody else makes this study: two who add its trials at once would add too many."""
+        before, since = -1, time.monotonic()
+        while time.monotonic() - since < STALLED_S:
+            count = len(self._trials())
+            if count >= self.n_trials and "format" in study.user_attrs:
+                return
+            if count != before:
+                before, since = count, time.monotonic()
+            time.sleep(random.uniform(0.05, 0.15))
 
     def _trials(self) -> list[FrozenTrial]:
         trials = self.storage.get_all_trials(self.study_id, deepcopy=False)
@@ -281,22 +298,21 @@ class Study:
             InputError: Its space, its objectives or what is the same for all trials differ.
         """
         mine = {
-            "format": FORMAT,
             "task": self.spec.task,
             "objectives": self.spec.objectives,
             "space": {name: json.loads(optuna.distributions.distribution_to_json(d)) for name, d in self.space.items()},
             "fixed": sorted(self.spec.fixed),
         }
         theirs = study.user_attrs
-        if not theirs and not study.get_trials(deepcopy=False):
-            for key, value in (mine | {"command": self.spec.command}).items():
+        if "format" not in theirs and not study.get_trials(deepcopy=False):  # or its maker was killed
+            for key, value in (mine | {"command": self.spec.command, "format": FORMAT}).items():
                 study.set_user_attr(key, value)
             return
         differing = [key for key, value in mine.items() if key in theirs and theirs[key] != value]
         directions = [d.name.lower() for d in study.directions]
         if directions != self.spec.directions:
             differing.append("directions")
-        if differing or not theirs:
+        if differing or theirs.get("format") != FORMAT:
             what = "; ".join(_difference(key, theirs.get(key), mine.get(key)) for key in differing) or "it is not ours"
             allowed = f"the study of this name in {shown_url(self.spec.url)} is another one: {what}"
             remedy = "sweep.study_name=ANOTHER, or sweep.dir=ANOTHER"
