@@ -385,7 +385,7 @@ def test_killed_again_and_again_it_completes_as_if_it_had_not_been(sweep: Sweep)
     while True:
         process = sweep.start(*words, SWEEP_EPOCH_S="0.2")
         try:
-            status, errors = process.communicate(timeout=chance.uniform(0.3, 6))[0], ""
+            status, errors = process.communicate(timeout=chance.uniform(0.3, 4 + kills))[0], ""
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)

@@ -11,7 +11,6 @@ study's: `format`, `task`, `objectives`, `space`, `command`.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import random
@@ -26,13 +25,12 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.status import is_alive, read_status
+from hsr_train.sweep.points import difference, distributions, given_points
 from hsr_train.sweep.samplers import sampler_for
 from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
 from hsr_train.sweep.study_types import Claim, Spec, Standing
@@ -73,8 +71,8 @@ class Study:
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.spec, self.worker = spec, worker
-        self.space = _distributions(spec.lines)
-        self.points = self._points()
+        self.space = distributions(spec.lines)
+        self.points = given_points(spec, self.space)
         self.n_trials = spec.n_trials or len(self.points)
         if spec.sampler == "grid":
             self.n_trials = min(self.n_trials, len(self.points))
@@ -282,15 +280,6 @@ class Study:
                 values[name] = sampler.sample_independent(study, trial, name, distribution)
         return values
 
-    def _points(self) -> list[dict[str, Any]]:
-        """Return the points that are not the sampler's, by number: those of the user, then those of a grid."""
-        points = [_point(p, self.space) for p in self.spec.enqueue]
-        if self.spec.sampler == "grid":
-            choices = [_all_values(d) for d in self.space.values()]
-            combinations = [dict(zip(self.space, values, strict=True)) for values in itertools.product(*choices)]
-            points += [p for p in combinations if p not in points]
-        return points
-
     def _require_same(self, study: optuna.Study) -> None:
         """Refuse a study of something else; sign a new one.
 
@@ -313,7 +302,7 @@ class Study:
         if directions != self.spec.directions:
             differing.append("directions")
         if differing or theirs.get("format") != FORMAT:
-            what = "; ".join(_difference(key, theirs.get(key), mine.get(key)) for key in differing) or "it is not ours"
+            what = "; ".join(difference(key, theirs.get(key), mine.get(key)) for key in differing) or "it is not ours"
             allowed = f"the study of this name in {shown_url(self.spec.url)} is another one: {what}"
             remedy = "sweep.study_name=ANOTHER, or sweep.dir=ANOTHER"
             raise InputError(Problem("sweep.study_name", self.spec.name, allowed, remedy))
@@ -350,66 +339,6 @@ class Study:
             self._heart.join()
         if self._storage is not None:
             close_storage(self._storage)
-
-
-def _distributions(lines: list[str]) -> dict[str, BaseDistribution]:
-    space, _, _ = create_params_from_overrides(lines)
-    return space
-
-
-def _all_values(distribution: BaseDistribution) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return list(range(distribution.low, distribution.high + 1, distribution.step))
-    assert isinstance(distribution, FloatDistribution) and distribution.step is not None
-    count = round((distribution.high - distribution.low) / distribution.step) + 1
-    return [min(distribution.low + number * distribution.step, distribution.high) for number in range(count)]
-
-
-def _point(point: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Return a point that the user gave, in the space's own values.
-
-    Raises:
-        InputError: It lies outside.
-    """
-    values: dict[str, Any] = {}
-    problems = []
-    for key, value in point.items():
-        distribution = space.get(key)
-        if isinstance(distribution, CategoricalDistribution):
-            found = [choice for choice in distribution.choices if str(choice) == str(value)]
-            values[key] = found[0] if found else None
-            fits = bool(found)
-        elif distribution is None:
-            fits = False
-        else:
-            values[key] = value
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            fits = number and distribution._contains(distribution.to_internal_repr(value))
-        if not fits:
-            allowed = f"is outside the search of {key}" if key in space else f"is not searched: {', '.join(space)}"
-            problems.append(Problem("sweep.enqueue", f"{key}: {value}", allowed, "leave it out, or widen the search"))
-    if problems:
-        raise InputError(problems)
-    return values
-
-
-def _difference(key: str, theirs: Any, mine: Any) -> str:
-    if key == "fixed":
-        only = [f"it has {line}" for line in theirs if line not in mine]
-        return ", ".join(only + [f"it lacks {line}" for line in mine if line not in theirs])
-    if key == "space":
-        names = [name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name)]
-        return "it searches " + ", ".join(f"{n} in {_shown(theirs[n])}" if n in theirs else f"no {n}" for n in names)
-    return f"its {key}: {theirs}"
-
-
-def _shown(distribution: Mapping[str, Any]) -> str:
-    of = distribution["attributes"]
-    if "choices" in of:
-        return ",".join(map(str, of["choices"]))
-    return f"{'tag(log,' if of.get('log') else ''}interval({of['low']},{of['high']}){')' if of.get('log') else ''}"
 
 
 def _who(trial: FrozenTrial) -> str:
