@@ -16,10 +16,12 @@ from typing import Any
 
 import optuna
 import pytest
+from fake_machines import gpu, machine
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.cli import main
 from hsr_train.engines.registry import ENGINES
+from hsr_train.sweep.local import leases
 
 TESTS = Path(__file__).parent
 LR = "optimizer.lr0=tag(log,interval(1e-4,1e-2))"
@@ -327,6 +329,51 @@ def test_a_read_only_study_is_refused_in_one_line(sweep: Sweep) -> None:
     status, errors = sweep.run(LR, "sweep.n_trials=1")
     assert status == 2 and "sweep.storage" in errors and "unable to open database file" in errors
     assert "Traceback" not in errors
+
+
+def test_other_sweepers_work_as_hydra_has_them(sweep: Sweep) -> None:
+    assert main(["-m", *WORDS, "hydra/sweeper=basic", "train.seed=1,2"]) == 0
+    runs = list((sweep.folder / "outputs" / "detect").iterdir())
+    assert len(runs) == 2 and not sweep.home.exists()
+    sweeper = "hydra.sweeper"
+    words = ["hydra/sweeper=optuna", f"{sweeper}.n_trials=2", f"{sweeper}.n_jobs=1", f"{sweeper}.direction=maximize"]
+    assert main(["-m", *WORDS, *words, LR]) == 0
+    assert "best_value: 0." in (sweep.folder / "optimization_results.yaml").read_text()
+
+
+def test_a_file_of_a_search_names_it_and_what_is_typed_beats_it(sweep: Sweep) -> None:
+    file = sweep.folder / "ours" / "sweep" / "team_lr.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "# @package _global_\n"
+        "sweep: {n_trials: 2, objective: recall, seed: 3}\n"
+        "hydra: {sweeper: {params: {optimizer.lr0: 'interval(1e-4,1e-2)', train.batch: 'choice(8,16)'}}}\n"
+    )
+    words = ["--config-dir", "ours", "-m", "sweep=team_lr"]
+    assert main(words) == 0
+    home = sweep.folder / "outputs" / "sweeps" / "team_lr"
+    trials = sweep.trials("team_lr", f"sqlite:///{home / 'study.db'}")
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
+    assert set(trials[0].params) == {"optimizer.lr0", "train.batch"}
+    assert trials[0].value == trials[0].user_attrs["metrics"]["recall"]
+    assert main([*words, "train.batch=4", "sweep.n_trials=1"]) == 0
+    (other,) = [path for path in home.parent.iterdir() if path != home]
+    (trial,) = sweep.trials(other.name, f"sqlite:///{other / 'study.db'}")
+    assert set(trial.params) == {"optimizer.lr0"}
+
+
+def test_each_job_gets_a_gpu_or_a_share_of_the_cores(caplog: pytest.LogCaptureFixture) -> None:
+    two = machine(gpu(0, 24), gpu(1, 24))
+    assert [lease["CUDA_VISIBLE_DEVICES"] for lease in leases(two, 3)] == [two.gpus[n].uuid for n in (0, 1, 0)]
+    assert "3 workers share 2 GPUs" in caplog.text
+    none = machine()
+    assert {lease["OMP_NUM_THREADS"] for lease in leases(none, 2)} == {str(none.cores // 2)}
+
+
+def test_mode_check_prepares_the_ends_and_runs_nothing(sweep: Sweep) -> None:
+    status, errors = sweep.run(LR, BATCH, "sweep.n_trials=9", "mode=check")
+    assert status == 0, errors
+    assert not sweep.home.exists() and sweep.epochs() == []
 
 
 # ---- a real database server

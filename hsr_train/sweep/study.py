@@ -160,7 +160,8 @@ class Study:
             recent.sort(key=lambda t: t.datetime_complete or datetime.max)
             causes = [str(t.user_attrs.get("cause", "")) for t in recent if t.state == TrialState.FAIL]
             study = self._study(0)
-            best = [] if not states["complete"] else study.best_trials
+            several = len(self.spec.objectives) > 1
+            best = [] if not states["complete"] else study.best_trials if several else [study.best_trial]
             return Standing(
                 n_trials=self.n_trials,
                 states=states,
