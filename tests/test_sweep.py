@@ -21,7 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.cli import main
 from hsr_train.engines.registry import ENGINES
+from hsr_train.sweep import study
 from hsr_train.sweep.local import leases
+from hsr_train.sweep.points import distributions
 
 TESTS = Path(__file__).parent
 LR = "optimizer.lr0=tag(log,interval(1e-4,1e-2))"
@@ -104,7 +106,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     for process in made.begun:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.communicate()
 
 
 def require_complete(sweep: Sweep, n: int, storage: Any = None) -> None:
@@ -162,7 +164,10 @@ def test_a_seeded_search_suggests_the_same_and_another_seed_does_not(sweep: Swee
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+STOPS = [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_trial_goes_on_with_its_number_and_from_its_state(sweep: Sweep, number: signal.Signals) -> None:
     process = sweep.start(LR, "sweep.n_trials=2", SWEEP_EPOCH_S="1.5")
     until(lambda: any(line.startswith("0 2") for line in sweep.epochs()))
@@ -180,6 +185,7 @@ def test_a_stopped_trial_goes_on_with_its_number_and_from_its_state(sweep: Sweep
     assert "Trial 0 goes on" in errors
 
 
+@pytest.mark.slow
 def test_a_worker_killed_alone_leaves_a_trial_that_is_taken_over_when_its_run_has_ended(sweep: Sweep) -> None:
     process = sweep.start(LR, "sweep.n_trials=1", SWEEP_EPOCH_S="1")
     until(lambda: len(sweep.epochs()) == 1)
@@ -210,6 +216,7 @@ def test_a_second_terminal_joins_and_takes_the_next_trial(sweep: Sweep) -> None:
     assert len({t.user_attrs["worker"]["pid"] for t in sweep.trials()}) == 2
 
 
+@pytest.mark.slow
 def test_jobs_share_cores_and_trials(sweep: Sweep) -> None:
     status, errors = ended(sweep.start(LR, "sweep.n_trials=4", "sweep.jobs=2", SWEEP_EPOCH_S="0.3"))
     assert status == 0, errors
@@ -219,6 +226,7 @@ def test_jobs_share_cores_and_trials(sweep: Sweep) -> None:
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_jobs_and_gives_their_trials_back(sweep: Sweep) -> None:
     process = sweep.start(LR, "sweep.n_trials=4", "sweep.jobs=2", SWEEP_EPOCH_S="2")
     until(lambda: len({line.split()[0] for line in sweep.epochs()}) == 2)
@@ -227,6 +235,7 @@ def test_ctrl_c_ends_all_jobs_and_gives_their_trials_back(sweep: Sweep) -> None:
     assert sweep.states() == ["waiting"] * 4
 
 
+@pytest.mark.slow
 def test_a_journal_file_holds_a_study(sweep: Sweep) -> None:
     journal = sweep.folder / "shared disk.log"
     both = [sweep.start(LR, "sweep.n_trials=4", f"sweep.storage='{journal}'", SWEEP_EPOCH_S="0.3") for _ in range(2)]
@@ -376,6 +385,34 @@ def test_mode_check_prepares_the_ends_and_runs_nothing(sweep: Sweep) -> None:
     assert not sweep.home.exists() and sweep.epochs() == []
 
 
+def test_a_storage_that_fails_in_mid_sweep_ends_it_and_nothing_is_lost(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "RETRIES_S", (0.01,))
+    tell = optuna.Study.tell
+
+    def refuse(self: optuna.Study, number: int, *arguments: Any) -> FrozenTrial:
+        if number == 1:
+            raise optuna.exceptions.StorageInternalError("database or disk is full")
+        return tell(self, number, *arguments)
+
+    monkeypatch.setattr(optuna.Study, "tell", refuse)
+    status, errors = sweep.run(LR, "sweep.n_trials=3")
+    assert status == 1 and "database or disk is full" in errors and "the same command again" in errors
+    monkeypatch.setattr(optuna.Study, "tell", tell)
+    status, errors = sweep.run(LR, "sweep.n_trials=3")
+    assert status == 0 and "Trial 1 is done" in errors
+    require_complete(sweep, 3)
+
+
+def test_the_plugins_grammar_is_what_the_study_is_made_of() -> None:
+    space = distributions([LR, BATCH, "train.epochs=range(2,8,2)", "train.seed=int(interval(0,9))"])
+    assert space["optimizer.lr0"] == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    assert space["train.batch"] == optuna.distributions.CategoricalDistribution([4, 8, 16, 32])
+    assert space["train.epochs"] == optuna.distributions.IntDistribution(2, 6, step=2)
+    assert space["train.seed"] == optuna.distributions.IntDistribution(0, 9)
+
+
 # ---- a real database server
 
 
@@ -408,6 +445,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study_on_postgresql(sweep: Sweep, postgres: str) -> None:
     words = (LR, BATCH, "sweep.n_trials=6", f"sweep.storage='{postgres}'")
     both = [sweep.start(*words, SWEEP_EPOCH_S="0.3") for _ in range(2)]

@@ -55,6 +55,7 @@ class Study:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._current: int | None = None
+        self._is_open = False
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
         self._storage: optuna.storages.BaseStorage | None = None
@@ -94,6 +95,7 @@ class Study:
             self._before = {t.number for t in self._trials() if t.state.is_finished()}
         self._heart = threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True)
         self._heart.start()
+        self._is_open = True
         return self.standing()
 
     def claim(self) -> Claim | None:
@@ -135,7 +137,7 @@ class Study:
                     self._study(number).tell(number, values, TrialState[state.upper()])
                     self._current = None
                     return True
-            except InputError:
+            except RunError:
                 if pause_s is None:
                     raise
                 log.warning("The storage refuses the result of trial %d; trying again in %.1f s", number, pause_s)
@@ -314,11 +316,15 @@ class Study:
 
         Raises:
             InputError: It cannot be used.
+            RunError: It was in use already, and refuses now.
         """
         try:
             yield
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
-            raise refused(self.spec.url, error) from error
+            problem = refused(self.spec.url, error)
+            if not self._is_open:
+                raise problem from error
+            raise RunError(f"{problem}\nNothing is lost. To go on: the same command again") from error
 
     def _beat(self) -> None:
         """Say every half minute that the current trial is in living hands, for those on other machines."""
@@ -328,7 +334,7 @@ class Study:
                     try:
                         with self._told():
                             self._sign(self._id(self._current))
-                    except (InputError, RunError) as error:
+                    except RunError as error:
                         log.warning("No heartbeat: %s", error)
                     finally:
                         self.storage.remove_session()

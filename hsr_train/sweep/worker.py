@@ -98,8 +98,8 @@ class Worker:
         place = self.home / "trials" / str(number)
         began = time.monotonic()
         log.info("Trial %d of %d: %s", number, self.spec_total, " ".join(claim.overrides))
+        self.study.note(number, {"directory": str(place)})
         try:
-            self.study.note(number, {"directory": str(place)})
             record = self._record(claim, place)
             values = values_of(self.spec.objectives, record)
             notes = {
