@@ -90,7 +90,10 @@ class Study:
             if not is_new:
                 self._let_its_maker_finish(study)
             self._require_same(study)
-            while len(self._trials()) < self.n_trials:
+            missing = self.n_trials - len(self._trials())
+            for _ in range(missing):
+                if not is_new and len(self._trials()) >= self.n_trials:  # another one adds them, too
+                    break
                 study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
             self._before = {t.number for t in self._trials() if t.state.is_finished()}
         self._heart = threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True)
@@ -101,8 +104,9 @@ class Study:
     def claim(self) -> Claim | None:
         """Take the next trial; None if every one is finished or in the hands of a living worker."""
         with self._told(), self._lock:
-            busy = self._take_back()
-            for trial in self._trials():
+            trials = self._trials()
+            busy, taken_back = self._take_back(trials)
+            for trial in self._trials() if taken_back else trials:
                 if trial.state == TrialState.WAITING and self._take(trial):
                     self._current = trial.number
                     return Claim(trial.number, self._overrides(trial), trial.user_attrs.get("directory"))
@@ -217,13 +221,13 @@ class Study:
         worker = trial.user_attrs.get("worker") or {}
         return all(worker.get(key) == self.worker[key] for key in ("host", "pid", "process"))
 
-    def _take_back(self) -> bool:
-        """Let trials of dead workers wait again; return whether a run of one is still ending."""
-        dead = [t for t in self._trials() if t.state == TrialState.RUNNING and self._is_dead(t)]
+    def _take_back(self, trials: list[FrozenTrial]) -> tuple[bool, bool]:
+        """Let trials of dead workers wait again; return whether a run of one is still ending, and whether any waits."""
+        dead = [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t)]
         ending = [t for t in dead if self._run_is_alive(t)]
         dead = [t for t in dead if t not in ending]
         if not dead:
-            return bool(ending)
+            return bool(ending), False
         token = uuid.uuid4().hex
         for trial in dead:
             self.storage.set_trial_user_attr(self._id(trial.number), "taken_over_by", token)
@@ -235,7 +239,7 @@ class Study:
             if now.state == TrialState.RUNNING and mine and same:
                 log.info("Trial %d was left by %s and goes on", trial.number, _who(trial))
                 self.storage.set_trial_state_values(self._id(trial.number), TrialState.WAITING)
-        return bool(ending)
+        return bool(ending), True
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         if self._is_mine(trial):
