@@ -15,7 +15,8 @@ from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import Plan, RunContext
 from hsr_train.engines.detection.assisting import AssistingLoop
 from hsr_train.engines.detection.averaging import WeightAverage
-from hsr_train.engines.detection.loop import Loop, write_weights
+from hsr_train.engines.detection.checkpoint import write_weights
+from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.engines.memory import persevere
