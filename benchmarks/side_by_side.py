@@ -1,8 +1,8 @@
 """What the benchmarks share that run our command beside plain ultralytics: same settings, same isolation, same faults.
 
 The settings that `--cfg job` prints are handed to ultralytics, so that they cannot drift apart. Both run as commands
-with a settings folder of their own and without a network. Used by `train_vs_yolo.py`, `resume.py` and `oom.py`; what
-names the machine and the command, and our own command, also by the benchmarks of classification.
+with a settings folder of their own and without a network. Used by `train_vs_yolo.py`, `resume.py`, `oom.py` and
+`probe_vs_autobatch.py`; what names the machine and the command, and our own command, also by others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import yaml
 from faults import VARIABLE, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
-ONLY_OURS = {"save_period": -1, "val_batch": None}  # where the words differ: yolo's value, or None to leave it out
+# Where the words differ: yolo's value, or None to leave it out. Those left out are not switched on in any benchmark.
+ONLY_OURS = {"save_period": -1, "val_batch": None, "swa": None, "llrd": None}
 TIMEOUT_S = 900
 TRAIN = """
 import json, sys

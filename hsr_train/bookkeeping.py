@@ -60,11 +60,12 @@ def earlier_seconds(run: RunDirectory) -> float:
 
 
 def timings_of(run: RunDirectory) -> list[dict[str, float]]:
-    """Return the seconds of a run's epochs, and those of their validations, from timings.csv."""
+    """Return the seconds of a run's epochs, those of training and validation, and their images, from timings.csv."""
+    names = ("epoch_s", "val_s", "train_s", "images_per_s")
     if not run.timings_csv.is_file():
         return []
     with run.timings_csv.open(newline="", encoding="utf-8") as file:
-        return [{name: float(row.get(name) or 0) for name in ("epoch_s", "val_s")} for row in csv.DictReader(file)]
+        return [{name: float(row.get(name) or 0) for name in names} for row in csv.DictReader(file)]
 
 
 def throughput(plan: Plan, run: RunDirectory, recovery: Recovery, before: int) -> dict[str, Any] | None:

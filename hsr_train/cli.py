@@ -93,7 +93,7 @@ def _command(argv: list[str], supervise: bool) -> None:
     _refuse_options(args, [token for token in unknown if token.startswith("-")], argv)
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     overrides = quote_paths(args.overrides, sweep=multirun)
-    job = _Job(args, multirun, supervise)
+    job = _Job(args, multirun, supervise, argv)
     quoted = quote_paths(argv, sweep=multirun)
     if args.cfg == "job":
         text = _yaml(job.compose(overrides), args.package)
@@ -161,6 +161,7 @@ class _Job:
 
     Attributes:
         multirun: Whether it is one of several.
+        argv: What was typed.
         supervise: Whether each trains in a process of its own.
         is_divided: Whether it is a cross-validation, which has a run for each fold.
         began: Unix time of the command's start.
@@ -169,7 +170,8 @@ class _Job:
             would print a line of its own for each.
     """
 
-    def __init__(self, args: Namespace, multirun: bool, supervise: bool) -> None:
+    def __init__(self, args: Namespace, multirun: bool, supervise: bool, argv: list[str]) -> None:
+        self.argv = argv
         self.multirun = multirun
         self.supervise = supervise
         self.is_divided = False
@@ -208,15 +210,30 @@ class _Job:
             return error
 
     def _run(self, experiment: Experiment) -> Any:
+        from hsr_train.launcher import gpus_to_share
         from hsr_train.processes import require_fit
 
-        require_fit(experiment, multirun=self.multirun)
+        gpus = gpus_to_share(experiment) if experiment.mode in ("train", "check") else []
+        require_fit(experiment, multirun=self.multirun, gpus=gpus)
+        if gpus and experiment.mode == "train" and self.supervise:
+            return self._launch(gpus)
         if experiment.is_cross_validation:
             from hsr_train.cross_validation import cross_validate
 
             self.is_divided = True
             return cross_validate(experiment, self._perform, self._again)
         return self._perform(_execute, experiment)
+
+    def _launch(self, gpus: list[int]) -> None:
+        """Start this command once for each GPU; leave as they end, which have said what there is to say."""
+        from hsr_train import hardware
+        from hsr_train.launcher import launch, require_there
+
+        require_there(hardware.detect(), gpus)
+        log.info("train.device=%s: a process for each GPU", gpus)
+        status = launch([sys.executable, "-m", "hsr_train", *self.argv], len(gpus))
+        if status:
+            raise SystemExit(status)
 
     def _perform(self, function: Callable[[Any], Any], experiment: Experiment) -> Any:
         """Call a function, where it can be had in a process that may be killed for memory and go on."""

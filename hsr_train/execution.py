@@ -37,7 +37,7 @@ from hsr_train.engines.registry import load_engine
 from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError, RunError
 from hsr_train.hardware import detect
 from hsr_train.hardware.usage import UsageSampler
-from hsr_train.pace import Pace, deadline_of
+from hsr_train.pace import Pace, deadline_of, time_on_cores
 from hsr_train.recovery import Recovery
 from hsr_train.run.atomic import DISK_ERRORS, describe_disk_error, free_space, write_text
 from hsr_train.run.changes import Change, write_changes
@@ -275,7 +275,8 @@ def _pace(experiment: Experiment, run: RunDirectory | None) -> Pace:
     origin, started = experiment.origin, experiment.origin.started or time.time()
     goes_on = run is not None and not origin.killed and "train.time_budget" not in origin.typed
     used_s = earlier_seconds(run) if goes_on and run is not None else 0.0
-    pace = Pace(deadline_of(experiment.train, started, used_s), started)  # type: ignore[attr-defined]
+    deadline = deadline_of(experiment.train, started, used_s)  # type: ignore[attr-defined]
+    pace = Pace(deadline, started, cores=time_on_cores)
     if pace.deadline is not None:
         ends = datetime.fromtimestamp(pace.deadline).astimezone()
         used = f"; earlier epochs took {duration(used_s)}" if used_s else ""
@@ -283,7 +284,8 @@ def _pace(experiment: Experiment, run: RunDirectory | None) -> Pace:
         pace.require(LEAST_TIME_S)
         if run is not None:
             rows = timings_of(run)
-            pace.recall([row["epoch_s"] for row in rows], [row["val_s"] for row in rows])
+            images = [round(row["images_per_s"] * row["train_s"]) for row in rows]
+            pace.recall([row["epoch_s"] for row in rows], [row["val_s"] for row in rows], images)
     return pace
 
 

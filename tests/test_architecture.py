@@ -29,7 +29,18 @@ COMMON = {"errors", "decisions", "processes", "pace"}
 MAY_IMPORT = {
     "": {"config", "cross_validation"},
     "__main__": {"cli"},
-    "cli": {"", "config", "cross_validation", "run", "engines.base", "supervisor", *COMMON},
+    "cli": {
+        "",
+        "config",
+        "cross_validation",
+        "run",
+        "engines.base",
+        "hardware",
+        "launcher",
+        "supervisor",
+        *COMMON,
+    },
+    "launcher": {"hardware", "supervised_child", *COMMON},
     "cross_validation": {
         "config",
         "execution",
@@ -73,12 +84,16 @@ MAY_IMPORT = {
     "engines.registry": {"engines.base", *COMMON},
     "engines.memory": {"recovery", "run.atomic", "run.changes", *COMMON},
     "engines.states": {"run", *COMMON},
+    "engines.devices": {"hardware", *COMMON},
     "engines.loader_start": COMMON,
     "engines.signatures": COMMON,
+    "engines.together": {"engines.memory", "recovery", *COMMON},
     "errors": set(),
     "decisions": set(),
 }
-SHARED = {"engines.base", "engines.loader_start", "engines.memory", "engines.signatures", "engines.states"}
+SHARED = {
+    f"engines.{name}" for name in ("base", "devices", "loader_start", "memory", "signatures", "states", "together")
+}
 ENGINE_MAY_IMPORT = {*SHARED, "config.schema", "run", "recovery", "data", "synthesis", "hardware", *COMMON}
 # Libraries that only some rooms know.
 KNOWN_ONLY_TO = {

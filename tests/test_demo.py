@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
+import hsr_train
+from hsr_train.config.schema import DataConfig
 from hsr_train.data import demo
-from hsr_train.data.demo import MARKER, ensure_demo_set, is_whole
+from hsr_train.data.demo import FEW_SHOTS, MARKER, ensure_demo_set, is_whole
 from hsr_train.data.demo_draw import Plan, draw, folders, generator, label_lines
 from hsr_train.data.demo_objects import CLASSES, make
 from hsr_train.data.demo_scene import (
@@ -28,7 +30,9 @@ from hsr_train.data.demo_scene import (
     cutout,
     scene,
 )
-from hsr_train.errors import RunError
+from hsr_train.data.yolo import load_detection_set
+from hsr_train.decisions import Decisions
+from hsr_train.errors import InputError, RunError
 
 SMALL = {"num_train": 2, "num_val": 1, "num_cutouts": 0, "num_backgrounds": 0}
 
@@ -285,3 +289,20 @@ def test_ensure_demo_set_marker_tells_what_was_drawn(tmp_path: Path) -> None:
     facts = json.loads((ensure_demo_set(tmp_path, seed=5, **SMALL).parent / MARKER).read_text(encoding="utf-8"))
     assert (facts["seed"], facts["num_train"], facts["num_val"]) == (5, 2, 1)
     assert "data.yaml" in facts["files"] and "README.txt" in facts["files"]
+
+
+def test_ensure_demo_set_few_yaml_has_ten_training_images_of_each_class(tmp_path: Path) -> None:
+    home = ensure_demo_set(tmp_path, num_train=30, num_val=2, num_cutouts=0, num_backgrounds=0).parent
+    few, whole = (load_detection_set(DataConfig(path=str(home / n)), Decisions()) for n in ("few.yaml", "data.yaml"))
+    train = few.splits["train"]
+    shots = Counter(int(c) for label in train.labels for c in set(label[:, 0]))
+    assert len(train) < 30 and set(train.images) < set(whole.splits["train"].images)
+    assert min(shots.values()) == FEW_SHOTS and len(shots) == len(CLASSES)
+    assert few.splits["val"].images == whole.splits["val"].images and few.names == whole.names
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-few"])
+def test_built_in_set_is_neither_divided_nor_predicted_on(name: str) -> None:
+    for words in (["mode=split"], ["data.fold=0"], ["mode=predict", "model.weights=best.pt"]):
+        with pytest.raises(InputError, match="built-in set has|mode=predict needs"):
+            hsr_train.compose([f"data.path={name}", *words])

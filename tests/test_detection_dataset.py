@@ -27,7 +27,8 @@ from hsr_train.data.detection_set import DetectionSet
 from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decisions
 from hsr_train.engines.detection import dataset as dataset_module
-from hsr_train.engines.detection.dataset import EpochSampler, RunDataset, epoch_order, make_loader
+from hsr_train.engines.detection.batches import EpochSampler, epoch_order
+from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.options import training_arguments
 
 from ultralytics.cfg import get_cfg  # isort: skip (after hsr_train, which isolates it)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,3 +188,11 @@ def test_warmup_progress_rises_without_a_jump_over_epochs_of_an_odd_size() -> No
     assert seen == sorted(seen)
     assert max(b - a for a, b in itertools.pairwise(seen)) == pytest.approx(1 / s.warmup_batches)
     assert (seen[0], seen[-1]) == (0, 1)
+
+
+def test_warmup_counts_the_batches_of_epochs_of_different_lengths() -> None:
+    images = [40, 24, 16, 8]
+    s = replace(make(epochs=4, images=40, batch=8, warmup=1.7), images_in=images.__getitem__)
+    assert s.warmup_batches == 5 + 2  # of the second epoch's three
+    assert [s.warmup_progress(0, 16), s.warmup_progress(1, 0), s.warmup_progress(1, 8)] == [2 / 7, 5 / 7, 6 / 7]
+    assert [s.warmup_progress(1, 16), s.warmup_progress(2, 0)] == [1.0, 1.0]

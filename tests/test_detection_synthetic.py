@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,21 @@ import pytest
 import torch
 from cutouts import RED, cutout, make_backgrounds, make_cutouts, write
 from detection_runs import differences, last_state, overrides, quick_pictures, read_json, resume, rows, train
+from fault_runs import events
 from yolo_sets import make_yolo_set
 
 import hsr_train
 from hsr_train.config.schema import DataConfig, SyntheticConfig
+from hsr_train.data.demo import CLASSES, ensure_demo_set
 from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decisions
+from hsr_train.engines.detection.composition import Composition, Sources
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.options import training_arguments
 from hsr_train.engines.detection.synthetic import Synthesis
+from hsr_train.engines.together import Together
 from hsr_train.errors import InputError
+from hsr_train.pace import Pace
 from hsr_train.run.directory import RunDirectory
 from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank
 
@@ -51,7 +56,7 @@ def composed() -> Any:
 
 
 def build(folder: Path, work: Path, kind: str = "boxes", *, on_real: bool = False, images: str = "none",
-          single_cls: bool = False, **settings: Any) -> RunDataset:  # fmt: skip
+          single_cls: bool = False, epochs: int = 9, **settings: Any) -> RunDataset:  # fmt: skip
     """A training set with composed images."""
     data = load_detection_set(
         DataConfig(path=str(folder / kind / "data.yaml"), cache_dir=str(folder / "cache")), Decisions()
@@ -72,7 +77,7 @@ def build(folder: Path, work: Path, kind: str = "boxes", *, on_real: bool = Fals
         stride=32,
         names=data.names,
         composer=synthesis.composer(64, 0),
-        num_composed=synthesis.num_composed,
+        num_composed=synthesis.composition(epochs),
     )
 
 
@@ -93,6 +98,7 @@ def by_loader(data: RunDataset, workers: int, batch: int, epochs: range) -> dict
                          start_epoch=epochs.start, pin=False)  # fmt: skip
     try:
         for epoch in epochs:
+            loader.sampler.epoch = epoch
             for b in loader:
                 for i, file in enumerate(b["im_file"]):
                     name = Path(file).stem
@@ -177,6 +183,70 @@ def test_composed_images_are_among_the_partners_of_a_mosaic(folder: Path, tmp_pa
     assert len(asked) > 3
 
 
+# ---- numbers that change from epoch to epoch
+
+
+@pytest.mark.parametrize(
+    ("schedule", "close", "epochs", "numbers"),
+    [
+        ("constant", 0, 3, [20, 20, 20]),
+        ("constant", 2, 4, [20, 20, 0, 0]),
+        ("linear", 0, 4, [20, 15, 10, 5]),
+        ("linear", 1, 5, [20, 15, 10, 5, 0]),
+        ("linear", 9, 3, [20, 0, 0]),  # a time budget has left only three: the first one is never closed
+    ],
+)
+def test_composition_of_each_epoch(schedule: str, close: int, epochs: int, numbers: list[int]) -> None:
+    composition = Composition(10, 2.0, schedule, close, epochs)
+    assert [composition(epoch) for epoch in range(epochs)] == numbers
+    assert composition.images(0) == 30 and composition.load(epochs - 1, epochs) == (10 + numbers[-1]) / 30
+    assert composition.is_constant == (schedule == "constant" and close == 0)
+
+
+CHANGING: dict[str, Any] = {"ratio": 1.5, "schedule": "linear", "close_epochs": 1}
+NUMBERS = [14, 9, 4, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_of_different_lengths_have_each_image_once_whatever_loads_them(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    data = build(folder, tmp_path, epochs=4, **CHANGING)
+    keys = [(epoch, index) for epoch, number in enumerate(NUMBERS) for index in range(NUM_REAL + number)]
+    expected = by_hand(data, keys)
+    assert by_loader(data, workers, batch=4, epochs=range(4)) == expected
+    later = {key: value for key, value in expected.items() if key[0] >= 2}
+    assert by_loader(data, workers, batch=5, epochs=range(2, 4)) == later
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_renewed_loader_goes_on_with_what_is_planned_now(folder: Path, tmp_path: Path, workers: int) -> None:
+    data = build(folder, tmp_path, epochs=4, **CHANGING)
+    loader = make_loader(data, batch_size=4, at_once=4, workers=workers, seed=0, shuffle=True, start_epoch=0, pin=False)
+    images = lambda: sum(len(batch["im_file"]) for batch in loader)  # noqa: E731
+    try:
+        assert images() == NUM_REAL + NUMBERS[0]
+        data.num_composed = Composition(NUM_REAL, 1.5, "linear", 0, 2)
+        loader.renew(1)
+        assert len(loader) == 4 and images() == NUM_REAL + 7
+    finally:
+        loader.close()
+
+
+def test_labels_are_counted_by_the_source_of_their_image(folder: Path, tmp_path: Path) -> None:
+    data = build(folder, tmp_path, ratio=1.0)
+    sources = Sources(data.composer, list(data.data["names"].values()))
+    batch = RunDataset.collate_fn([data[2, index] for index in range(len(data))])
+    sources.count(batch)
+    sources.end_epoch(Together())
+    assert "source" not in batch
+    real = np.concatenate([label["cls"] for label in data.labels]).astype(int).ravel()
+    made = np.concatenate([data.composer.compose(2, number).classes for number in range(NUM_REAL)])
+    assert sources.counts.tolist() == [np.bincount(classes, minlength=2).tolist() for classes in (real, made)]
+    sources.end_epoch(Together())
+    assert not sources.counts.any()
+
+
 # ---- runs
 
 
@@ -200,7 +270,8 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run_counts_real_and_composed_images(finished: Path) -> None:
-    assert read_json(finished / "training_result.json")["synthetic"] == {"real": NUM_REAL, "composed": 4}
+    found = read_json(finished / "training_result.json")["synthetic"]
+    assert found == {"real": NUM_REAL, "composed": 4, "images_per_epoch": [13, 13]}
     log = RunDirectory(finished).train_log.read_text()
     assert "on 13 images, validating on 3" in log
     assert "Composed images: 4 beside 9 real ones in every epoch, 3 cut-outs of 2 classes on 3 backgrounds" in log
@@ -211,30 +282,98 @@ def test_run_counts_real_and_composed_images(finished: Path) -> None:
     assert listed.count("cut-outs,") == 3 and listed.count("backgrounds,") == 3
 
 
-def test_resumed_run_ends_as_the_uninterrupted_one_to_the_bit(
-    folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With two loader processes, where the whole run had none."""
+CHANGING_RUN = {"train__epochs": 4, **{f"synthetic__{key}": value for key, value in CHANGING.items()}}
+
+
+@pytest.fixture(scope="module")
+def changing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return execute(start(folder, tmp_path_factory.mktemp("changing"), tensorboard__enabled="true", **CHANGING_RUN))
+
+
+def test_changing_numbers_of_composed_images_are_trained_on_and_recorded(changing: Path) -> None:
+    found = read_json(changing / "training_result.json")["synthetic"]
+    assert found == {"real": 9, "composed": 14, "images_per_epoch": [23, 18, 13, 9]}
+    log = RunDirectory(changing).train_log.read_text()
+    assert "14 beside 9 real ones in the first epoch, fewer in each later one, none in the last one" in log
+    curves = events(RunDirectory(changing).tensorboard)
+    for name in ("a", "b"):
+        real, composed = (dict(curves[f"synthetic/{name}/{kind}"]) for kind in ("real", "composed"))
+        assert set(real) == {1, 2, 3, 4} and len(set(real.values())) == 1
+        assert composed[4] == 0
+    composed_in = lambda epoch: sum(dict(curves[f"synthetic/{name}/composed"])[epoch] for name in "ab")  # noqa: E731
+    assert composed_in(1) > composed_in(3) > 0
+    assert curves["synthetic/composed"] == [(1, None), (2, None), (3, None)]
+
+
+def interrupted(words: list[str], in_epoch: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Start a run and interrupt it in an epoch, counted from 0."""
     from hsr_train.engines.detection.loop import Loop
 
-    begin = Loop._train_epoch
+    begin = Loop.backward
 
-    def stop_in_the_second(self: Loop, epoch: int, times: Any) -> dict[str, float]:
-        if epoch == 1:
+    def stop(self: Loop, batch: Any) -> Any:
+        if self.trainer.epoch == in_epoch:
             raise KeyboardInterrupt
-        return begin(self, epoch, times)
+        return begin(self, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Loop, "_train_epoch", stop_in_the_second)
-        execute(start(folder, tmp_path))
-    (run,) = (tmp_path / "detect").iterdir()
-    with quick_pictures():
-        resume(run, "train.workers=2")
-    assert rows(run) == rows(finished)
-    whole, gone_on = last_state(finished), last_state(run)
-    assert (
-        differences(whole["ema"], gone_on["ema"]) == [] and differences(whole["optimizer"], gone_on["optimizer"]) == []
+        patch.setattr(Loop, "backward", stop)
+        execute(words)
+    (output,) = (word.removeprefix("output_dir=") for word in words if word.startswith("output_dir="))
+    (run,) = (Path(output) / "detect").iterdir()
+    return run
+
+
+def same(one: Path, other: Path) -> bool:
+    found = [(rows(run), last_state(run)) for run in (one, other)]
+    return found[0][0] == found[1][0] and all(
+        differences(found[0][1][part], found[1][1][part]) == [] for part in ("ema", "optimizer")
     )
+
+
+def test_run_that_is_resumed_where_numbers_change_ends_as_the_uninterrupted_one(
+    folder: Path, changing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two loader processes that are epochs ahead, where the whole run had none."""
+    run = interrupted(start(folder, tmp_path, train__workers=2, **CHANGING_RUN), 1, monkeypatch)
+    with quick_pictures():
+        resume(run, "train.workers=1")
+    assert same(run, changing)
+    kept = [read_json(folder / "training_result.json")["synthetic"] for folder in (run, changing)]
+    assert kept[0] == kept[1]
+
+
+def test_numbers_follow_epochs_that_are_planned_by_time_and_can_be_repeated(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, ...]] = []
+
+    def plan(self: Pace, done: int, epochs: int, epoch_s: float, val_s: float, load: Any) -> int:
+        asked.append(tuple(load(epoch, 4) for epoch in range(4)))
+        return 4 if done < 2 else 3
+
+    words = start(folder, tmp_path / "out", train__workers=2, **CHANGING_RUN | {"train__epochs": None})
+    words = [*words, "train.time_budget=1h"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Pace, "plan", plan)
+        run = execute([word for word in words if not word.startswith("train.close_mosaic")])
+    images = read_json(run / "training_result.json")["synthetic"]["images_per_epoch"]
+    assert images == [NUM_REAL + n for n in (14, 9, 0)]  # of 50, of 4, and of 3 epochs
+    assert asked[0] == tuple((NUM_REAL + n) / 23 for n in NUMBERS)
+    again = execute([f"reproduce={run}", f"output_dir={tmp_path / 'again'}"])
+    assert same(again, run)
+
+
+def test_extended_run_composes_what_one_of_that_length_does_and_can_be_repeated(folder: Path, tmp_path: Path) -> None:
+    settings = CHANGING_RUN | {"train__epochs": 2, "train__close_mosaic": 0}
+    run = execute(start(folder, tmp_path / "out", **settings))
+    with quick_pictures():
+        resume(run, "train.epochs=4")
+    images = read_json(run / "training_result.json")["synthetic"]["images_per_epoch"]
+    assert images == [NUM_REAL + n for n in (14, 0, 4, 0)]
+    log = RunDirectory(run).train_log.read_text()
+    assert "Composed images, too, are from there on as many as a run of 4 epochs has" in log
+    assert same(execute([f"reproduce={run}", f"output_dir={tmp_path / 'again'}"]), run)
 
 
 def test_changed_or_new_cutouts_and_backgrounds_are_noticed(folder: Path, finished: Path, tmp_path: Path) -> None:
@@ -250,6 +389,27 @@ def test_changed_or_new_cutouts_and_backgrounds_are_noticed(folder: Path, finish
         hsr_train.execute(hsr_train.compose(words))
     for text in ("a/one.png: the image changed", "a/new.png: is new in cut-outs", "2.png: is gone from backgrounds"):
         assert text in str(caught.value)
+
+
+def test_distractors_are_recorded_and_hashed_like_cutouts(folder: Path, tmp_path: Path) -> None:
+    lamp = write(tmp_path / "distractors" / "lamp" / "one.png", cutout((30, 200, 30)))
+    words = start(folder, tmp_path, synthetic__distractors_dir=tmp_path / "distractors", synthetic__shadow=0.5)
+    run = execute([*words, "synthetic.light=0.5"])
+    assert "1 distractors, which get no label" in RunDirectory(run).train_log.read_text()
+    manifest = read_json(run / "manifest.json")["fingerprints"]["data"]["synthetic"]
+    assert manifest["distractors"] == 1 and manifest["cutouts"] == 3
+    assert "distractors,lamp/one.png," in (run / "data_files.csv").read_text()
+    write(lamp, cutout((30, 30, 200)))
+    with pytest.raises(InputError, match=r"lamp/one.png: the image changed"):
+        hsr_train.execute(hsr_train.compose([f"reproduce={run}", f"output_dir={tmp_path}", "mode=check"]))
+
+
+def test_number_of_distractors_without_any_is_refused(folder: Path, tmp_path: Path) -> None:
+    words = [*start(folder, tmp_path), "synthetic.distractors=[1,3]"]
+    with pytest.raises(InputError, match=r"synthetic.distractors: .*has no effect without distractors_dir"):
+        hsr_train.compose(words)
+    with pytest.raises(InputError, match=r"must be two numbers, the smaller one first, at least 0"):
+        hsr_train.compose([*words[:-1], "synthetic.distractors=[3,1]", f"synthetic.distractors_dir={tmp_path}"])
 
 
 def test_training_images_serve_as_backgrounds(folder: Path, tmp_path: Path) -> None:
@@ -270,6 +430,124 @@ def test_ratio_of_zero_is_a_run_without_composed_images(folder: Path, tmp_path: 
     assert hsr_train.execute(hsr_train.compose(words)).status == "checked"
 
 
+# ---- where cut-outs come from
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sets whose objects are large enough to be cut out, of polygons and of boxes, and masks of the second."""
+    root = tmp_path_factory.mktemp("large")
+    for kind in ("boxes", "polygons"):
+        make_yolo_set(root / kind, n_train=4, n_val=2, size=(256, 256), polygons=kind == "polygons", seed=len(kind))
+        (root / kind / "labels" / "train" / "0000.txt").write_text(
+            "0 0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7\n" if kind == "polygons" else "0 0.5 0.5 0.4 0.4\n"
+        )
+    mask = np.zeros((256, 256), np.uint8)
+    mask[80:176, 80:176] = 255
+    write(root / "masks" / "0000.png", mask)
+    make_backgrounds(root / "backgrounds")
+    return root
+
+
+def check(large: Path, tmp_path: Path, kind: str, **more: Any) -> Any:
+    """The plan of a run: what is prepared, without training."""
+    from hsr_train.engines.detection.preparation import prepare
+    from hsr_train.hardware import detect
+
+    typed = {f"synthetic__{key}": value for key, value in more.items()}
+    words = overrides(large / kind / "data.yaml", tmp_path / "out", tmp_path / "cache", **typed)
+    return prepare(hsr_train.compose([*words, "mode=check"]), detect(), Decisions())
+
+
+def test_backgrounds_and_polygons_switch_it_on(large: Path, tmp_path: Path) -> None:
+    plan = check(large, tmp_path, "polygons", backgrounds_dir=large / "backgrounds")
+    assert plan.experiment.synthetic.enabled is True
+    record = plan.fingerprints["data"]["synthetic"]
+    assert record["source"] == "polygons" and record["cutouts"] >= 1
+    assert any(d.key == "synthetic.enabled" and d.value is True for d in plan.decisions)
+    assert "cut out of the training images by their polygons" in "\n".join(plan.summary)
+
+
+def test_backgrounds_and_boxes_leave_it_off_and_say_what_would_switch_it_on(large: Path, tmp_path: Path) -> None:
+    plan = check(large, tmp_path, "boxes", backgrounds_dir=large / "backgrounds")
+    assert plan.experiment.synthetic.enabled is False and plan.inputs.synthesis is None
+    (reason,) = (d.reason for d in plan.decisions if d.key == "synthetic.enabled")
+    assert "labels are boxes" in reason and "synthetic.masks=grabcut" in reason
+
+
+def test_polygons_alone_leave_it_off_until_it_is_asked_for(large: Path, tmp_path: Path) -> None:
+    assert check(large, tmp_path, "polygons").inputs.synthesis is None
+    plan = check(large, tmp_path, "polygons", enabled="true")
+    assert plan.fingerprints["data"]["synthetic"]["source"] == "polygons"
+
+
+def test_boxes_alone_are_refused_where_cutouts_are_asked_for(large: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="labels are boxes") as caught:
+        check(large, tmp_path, "boxes", enabled="true")
+    assert "synthetic.annotated_dir=FOLDER" in str(caught.value) and "synthetic.masks=grabcut" in str(caught.value)
+
+
+def test_masks_are_hashed_with_the_data(large: Path, tmp_path: Path) -> None:
+    plan = check(large, tmp_path, "boxes", masks_dir=large / "masks")
+    record = plan.fingerprints["data"]["synthetic"]
+    assert (record["source"], record["cutouts"]) == ("masks_dir", 1)
+    assert sum(record["left_out"].values()) == len(record["rejected"]) > 0
+    assert [row[:2] for row in plan.data_files() if row[0] == "masks"] == [("masks", "0000.png")]
+    assert plan.experiment.synthetic.masks_dir == str(large / "masks")
+
+
+def test_grabcut_is_recorded_as_the_source(large: Path, tmp_path: Path) -> None:
+    image = np.full((256, 256, 3), (60, 150, 60), np.uint8)
+    cv2.circle(image, (128, 128), 46, RED, -1)
+    copy = tmp_path / "set"
+    shutil.copytree(large / "boxes", copy)
+    write(copy / "images" / "train" / "0000.jpg", image)
+    plan = check(tmp_path, tmp_path, "set", masks="grabcut")
+    assert plan.fingerprints["data"]["synthetic"]["source"] == "grabcut"
+
+
+def test_preview_shows_the_cutouts_too(large: Path, tmp_path: Path) -> None:
+    words = overrides(large / "polygons" / "data.yaml", tmp_path, tmp_path / "cache", train__imgsz=128)
+    run = execute([*words, "mode=preview"])
+    assert all(cv2.imread(str(run / name)) is not None for name in ("preview.png", "cutouts.png"))
+
+
+# ---- the built-in set
+
+
+def test_demo_cutouts_and_backgrounds_are_those_of_the_set_that_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(ensure_demo_set, num_train=4, num_val=2, num_cutouts=1, num_backgrounds=2)
+    for place in ("preparation", "synthetic"):
+        monkeypatch.setattr(f"hsr_train.engines.detection.{place}.ensure_demo_set", small)
+    words = ["preset=demo", "data.path=demo-few", "synthetic.annotated_dir=demo", "synthetic.backgrounds_dir=demo"]
+    words += ["train.epochs=1", f"output_dir={tmp_path}", f"data.cache_dir={tmp_path}", "train.device=cpu"]
+    words += ["tensorboard.enabled=false", "train.workers=0", "train.imgsz=64"]
+    experiment = hsr_train.compose(words)
+    assert experiment.synthetic.scale == [0.25, 0.8]  # close-ups
+    with quick_pictures():
+        run = hsr_train.execute(experiment).run_dir
+    assert run is not None
+    own = read_json(run / "manifest.json")["fingerprints"]["data"]["synthetic"]
+    assert own["cutouts_per_class"] == dict.fromkeys(CLASSES, 1) and own["backgrounds"] == 2
+    assert read_json(run / "training_result.json")["synthetic"]["composed"] > 0
+    saved = (run / "config.yaml").read_text()
+    assert "annotated_dir: demo\n" in saved and "path: demo-few\n" in saved
+
+
+@pytest.mark.parametrize("key", ["annotated_dir", "backgrounds_dir"])
+def test_demo_cutouts_and_backgrounds_are_refused_with_other_data(key: str) -> None:
+    with pytest.raises(InputError, match=f"synthetic.{key}: demo: is the built-in set's, for data.path=demo"):
+        hsr_train.compose(["data.path=my/data.yaml", "synthetic.annotated_dir=x", f"synthetic.{key}=demo"])
+
+
+def test_demo_preset_alone_composes_nothing() -> None:
+    assert hsr_train.compose(["preset=demo"]).synthetic.enabled is False
+    typed = hsr_train.compose(["preset=demo", "synthetic.annotated_dir=demo", "synthetic.scale=[1,2]"])
+    assert typed.synthetic.scale == [1, 2]
+
+
 # ---- bad input
 
 
@@ -280,6 +558,9 @@ BAD = {
     "synthetic.blend=[soft]": "must be some of hard, feathered, gaussian, poisson",
     "synthetic.blend=[]": "must be some of",
     "synthetic.balance=even": "none, uniform, inverse",
+    "synthetic.schedule=cosine": "constant, linear",
+    "synthetic.close_epochs=-1": "at least 0",
+    "synthetic.close_epochs=2": "must be below train.epochs=2",
     "synthetic.enabled=perhaps": "must be auto, true or false",
     "synthetic.enabled=false": "synthetic.annotated_dir: .*has no effect without synthetic.enabled=true",
 }
@@ -291,12 +572,20 @@ def test_impossible_value_is_refused(folder: Path, tmp_path: Path, override: str
         hsr_train.compose([*start(folder, tmp_path, synthetic__ratio=None), override])
 
 
+@pytest.mark.parametrize("word", ["synthetic.ratio=1", "synthetic.schedule=linear", "synthetic.cutouts_per_class=9"])
+def test_what_has_no_effect_without_cutouts_is_refused(word: str) -> None:
+    with pytest.raises(InputError, match="has no effect without cut-outs"):
+        hsr_train.compose([word])
+
+
 @pytest.mark.parametrize(
-    "words", [["synthetic.ratio=1"], ["synthetic.backgrounds_dir=x"], ["synthetic.enabled=true"], ["mode=preview"]]
+    "second", ["synthetic.masks=grabcut", "synthetic.masks_dir=x", "synthetic.cutouts_per_class=9"]
 )
-def test_what_has_no_effect_without_cutouts_is_refused(words: list[str]) -> None:
-    with pytest.raises(InputError, match=r"synthetic\.annotated_dir"):
-        hsr_train.compose(words)
+def test_cutouts_come_from_one_source(folder: Path, tmp_path: Path, second: str) -> None:
+    key = second.partition("=")[0]
+    with pytest.raises(InputError) as caught:
+        hsr_train.compose([*start(folder, tmp_path), second])
+    assert [problem.key for problem in caught.value.problems] == [key]
 
 
 def test_preview_of_classification_is_refused() -> None:

@@ -7,9 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from fake_machines import gpu, machine
 from yolo_sets import make_yolo_set
 
-from hsr_train import compose
+from hsr_train import compose, hardware
 from hsr_train.config.registration import SCHEMAS
 from hsr_train.errors import InputError
 
@@ -51,6 +52,7 @@ def test_documents_hold_commands() -> None:
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_documented_command_composes(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hardware, "detect", lambda *_, **__: machine(gpu(0, 12), gpu(1, 12)))
     make_yolo_set(tmp_path / "my")
     (tmp_path / "best.pt").write_bytes(b"composition does not read it")
     (tmp_path / "FOLDER").mkdir()

@@ -681,9 +681,9 @@ def test_device_that_is_not_there_for_want_of_a_driver_is_refused_with_the_reaso
     assert problem.remedy == "train.device=cpu"
 
 
-def test_several_gpus_are_refused_for_now_with_the_best_of_them() -> None:
+def test_several_gpus_in_one_process_are_refused_with_the_best_of_them() -> None:
     (problem,) = device_problems(machine_with(gpu(8, 0), gpu(12, 1), gpu(24, 2)), [0, 1])
-    assert "one GPU at present" in problem.allowed
+    assert "one process uses one GPU" in problem.allowed
     assert problem.remedy.startswith("train.device=1 ")
 
 

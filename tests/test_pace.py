@@ -14,7 +14,7 @@ from detection_runs import differences, read_json, rows
 import hsr_train
 from hsr_train.config.schema import ClassifyExperiment
 from hsr_train.errors import InputError
-from hsr_train.pace import Ending, Pace, deadline_of, next_time, parse_duration
+from hsr_train.pace import Ending, Pace, deadline_of, next_time, parse_duration, time_on_cores
 from hsr_train.run.changes import PLANNED, read_changes
 
 PRIVATE = ["task=classify", "trainer=dp", "trainer.target_epsilon=3"]
@@ -75,10 +75,14 @@ def simulate(
     export_s: float = 0.0,
     steps: int = 20,
     epochs: int = 50,
+    crowd: float = 1.0,
 ) -> tuple[float, int, int, bool]:
-    """Train by a clock of our own; return the seconds used, the epochs, the epochs planned, and whether one was cut."""
+    """Train by a clock of our own; return the seconds used, the epochs, the epochs planned, and whether one was cut.
+
+    Of every `crowd` seconds one is the process's own: pictures take longer by that, and so does its end.
+    """
     clock = Clock()
-    pace = Pace(clock.now + budget_s, clock.now, clock)
+    pace = Pace(clock.now + budget_s, clock.now, clock, lambda: (clock.now / crowd, clock.now - clock.now / crowd))
 
     def export() -> None:
         clock.now += export_s
@@ -98,7 +102,7 @@ def simulate(
         epochs = done if cut else pace.plan(done, epochs, clock.now - began, val_s)
         if done < epochs:
             pace.rehearse()
-    clock.now += val_s + 2.0 + export_s
+    clock.now += val_s + (2.0 + 1.0) * crowd + export_s
     return clock.now - 1000.0, done, epochs, cut
 
 
@@ -122,6 +126,50 @@ def test_run_is_never_late_and_uses_its_time(budget_s: float, export_s: float, e
     slowest_s = max(epoch_s(number) for number in range(12)) + 1.0
     kept_s = 4.0 + 0.06 * budget_s + 25.0 * bool(export_s and done == 1)  # for what can't be known
     assert used_s >= 0.9 * budget_s or unused_s <= slowest_s + kept_s
+
+
+@pytest.mark.parametrize("budget_s", [60.0, 300.0])
+@pytest.mark.parametrize("crowd", [1.0, 2.0, 4.0, 6.0])
+def test_run_on_a_machine_that_is_busy_from_the_start_is_not_late(budget_s: float, crowd: float) -> None:
+    """No epoch was short, so that none is longer than another; what nobody has tried takes longer all the same."""
+    used_s, done, planned, _ = simulate(budget_s, lambda done: 5.0 * crowd, val_s=1.0 * crowd, crowd=crowd)
+    assert used_s <= budget_s
+    assert done == planned
+    assert used_s >= 0.9 * budget_s or budget_s - used_s <= 6.0 * crowd + 4.0 * crowd
+
+
+def test_time_on_cores_grows_with_work_and_is_known_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = time_on_cores()
+    until = time.process_time() + 0.05
+    while time.process_time() < until:
+        pass
+    ran, waited = (now - then for now, then in zip(time_on_cores(), before, strict=True))
+    assert ran > 0.01 and waited >= 0
+    monkeypatch.setattr("hsr_train.pace.SCHEDULED", Path("/nowhere/schedstat"))
+    ran_s, waited_s = time_on_cores()
+    assert ran_s > 0 and waited_s == 0
+
+
+def test_crowd_of_an_earlier_epoch_is_forgotten() -> None:
+    clock, cores = Clock(), [(0.0, 0.0)]
+    pace = Pace(clock.now + 600.0, clock.now, clock, lambda: cores[-1])
+    pace.expect(Ending(fixed_s=10.0))
+    kept_s = []
+    for spent in ((2.0, 8.0), (12.0, 8.0), (22.0, 8.0), (32.0, 8.0)):
+        pace.begin()
+        cores.append(spent)
+        pace.plan(1, 50, 10.0, 0.0)
+        kept_s.append(pace._ending_s(0.0, pace._slowness))
+    crowds = [5, 1 + 8 / 12, 1, 1]
+    assert kept_s == pytest.approx([(10.0 + 1.0) * crowd + 2.0 + 12.0 for crowd in crowds])
+
+
+def test_busy_machine_is_no_reason_to_refuse_a_run() -> None:
+    clock = Clock()
+    pace = Pace(clock.now + 20.0, clock.now, clock, lambda: (1.0, 9.0))
+    pace.expect(Ending(fixed_s=4.0))
+    pace.begin()
+    assert pace.must_end(0.1, 0.1), "it ends at once instead"
 
 
 def test_epoch_that_does_not_fit_is_cut() -> None:
@@ -151,7 +199,7 @@ def test_run_that_goes_on_knows_its_earlier_times() -> None:
     pace.begin()
     clock.now += 6.0
     assert not pace.must_end(0.15, 0.3)
-    assert pace.plan(3, 50, 5.0, 0.5) == 3 + int((54.0 - 1.2 - 3.0 * 2 - 1.2) / 5.15)
+    assert pace.plan(3, 50, 5.0, 0.5) == 3 + int((54.0 - 1.2 - (2.0 + 1.0 * 2) - 1.2) / 5.15)
 
 
 def test_steady_times_change_the_plan_once() -> None:
@@ -163,6 +211,33 @@ def test_steady_times_change_the_plan_once() -> None:
         plans += [planned] if planned != epochs else []
         epochs = planned
     assert len(plans) <= 2, plans
+
+
+def test_epochs_with_different_numbers_of_images_are_planned_by_their_images() -> None:
+    """The first epoch takes 9 s and 1 s of validation; one with half the images 4.5 s and 1 s."""
+
+    def load(epoch: int, epochs: int) -> float:
+        return 1 - 0.5 * epoch / epochs
+
+    def seconds(epochs: int) -> float:
+        return sum(1.0 + 9.3 * load(epoch, epochs) for epoch in range(1, epochs))
+
+    plans = []
+
+    for budget_s in (60.0, 150.0, 400.0):
+        clock = Clock()
+        pace = Pace(clock.now + budget_s, clock.now, clock)
+        clock.now += 10.0
+        planned = pace.plan(1, 99, 10.0, 1.0, load)
+        free_s = budget_s - 10.0 - (1.2 + 3.0 + 0.02 * budget_s)
+        assert seconds(planned) <= free_s < seconds(planned + 1)
+        assert planned > 1 + int(free_s / 10.3)
+    for times in ([10.0, 5.5], [10.0, 10.0]):  # half the images in the second epoch, or as many as before
+        clock = Clock()
+        pace = Pace(clock.now + 100.0, clock.now, clock)
+        pace.recall(times, [1.0, 1.0], [20, 10] if times[1] < 10 else [20, 20])
+        plans.append(pace.plan(3, 99, 1.0 + 9.0 * load(2, 99), 1.0, load))
+    assert plans[0] == plans[1] < 99
 
 
 def test_time_that_is_over_before_training_is_refused() -> None:

@@ -370,7 +370,7 @@ def test_all_unusable_cutouts_are_named_at_once_or_left_out(folder: Path) -> Non
 
 def test_folder_without_a_single_usable_cutout_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "cutouts" / "a" / "small.png", cutout(RED, (20, 20)))
-    with pytest.raises(InputError, match="no usable cut-out: 1 x is narrower than 32 pixels"):
+    with pytest.raises(InputError, match="gives no usable cut-out: 1 x is narrower than 32 pixels"):
         bank_of(tmp_path)
 
 

@@ -18,8 +18,9 @@ from detection_runs import differences, rows
 
 import hsr_train
 from hsr_train import processes
-from hsr_train.engines.classification.batches import EndlessBatches, Share
+from hsr_train.engines.classification.batches import EndlessBatches
 from hsr_train.engines.classification.evaluate import _in_order
+from hsr_train.engines.together import Share
 from hsr_train.errors import InputError
 
 TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
@@ -158,7 +159,9 @@ def test_outcomes_of_two_processes_are_put_in_order_without_fillers() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["task=detect"], "task: detect: 2 processes were started, and it is trained in one"),
+        (["mode=check"], "mode: check: 2 processes were started, and only training is shared"),
+        (["data.path=my/data.yaml", "data.fold=all"], "data.fold: all: 2 processes were started"),
+        (["train.time_budget=10min"], "train.time_budget: 10min: 2 processes were started, and a time is kept by one"),
         (["task=classify"], "trainer: standard: 2 processes were started, and it is trained in one"),
         (["task=classify", "trainer=accelerate", "mode=check"], "mode: check: 2 processes were started"),
         (["task=classify", "trainer=accelerate", "data.fold=all"], "data.fold: all: 2 processes were started"),

@@ -226,6 +226,26 @@ def test_state_of_a_loss_is_only_its_count_of_updates() -> None:
     assert not hasattr(find("ultralytics.utils.loss:v8DetectionLoss"), "update"), "checkpoint.py, loop.py"
 
 
+@pytest.mark.parametrize("architecture", ["yolov8n", "yolo26n"])
+def test_loss_is_divided_by_the_scores_that_its_assigner_found(architecture: str) -> None:
+    """`sharing.py` puts another sum in its place, at every head of a criterion."""
+    model = DetectionModel(f"{architecture}.yaml", nc=2, verbose=False)
+    model.args = get_cfg()
+    whole = model.init_criterion()
+    heads = [part for name in ("one2many", "one2one") if (part := getattr(whole, name, None)) is not None] or [whole]
+    assert len(heads) == (2 if architecture == "yolo26n" else 1)
+    for head in heads:
+        assert isinstance(head.assigner, torch.nn.Module) and callable(head.loss)
+        source = inspect.getsource(type(head).get_assigned_targets_and_loss)
+        assert "_, target_bboxes, target_scores, fg_mask, target_gt_idx = self.assigner(" in source
+        assert "target_scores_sum = target_scores.sum().clamp_(min=1)" in source
+        assert "return loss * batch_size, loss_detach" in inspect.getsource(type(head).loss)
+
+
+def test_library_that_is_told_that_it_is_alone_takes_no_part_in_others() -> None:
+    assert (find("ultralytics.utils:RANK"), find("ultralytics.utils:LOCAL_RANK")) == (-1, -1)
+
+
 def test_parameter_groups_are_named() -> None:
     text = source(f"{TRAINER}.build_optimizer")
     assert '"param_group": "bias"' in text, "loop.py warms biases up by this name"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hsr_train.config import architectures
 from hsr_train.config.names import nearest, unknown_key
 from hsr_train.config.schema import (
+    DEMO_SETS,
     SWA_LEAST_EPOCHS,
     AnyExperiment,
     ClassifyExperiment,
@@ -67,7 +68,7 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
         problems += _averaging(experiment)
         problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
         problems += _layer_rates(experiment.optimizer, typed)
-        problems += check_synthetic(experiment, typed, decisions)
+        problems += check_synthetic(experiment, typed, decisions, settled=settled)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed)
     if isinstance(experiment, (DetectExperiment, ClassifyExperiment)):
@@ -141,10 +142,10 @@ def _folds_of_detection(e: DetectExperiment, typed: set[str]) -> list[Problem]:
     """Refuse folds of a set that has none, and what has no effect with or without folds."""
     data, divides = e.data, e.mode == "split"
     problems = []
-    if data.path == "demo" and divides:
+    if data.path in DEMO_SETS and divides:
         allowed = "the built-in set has its own train and val"
-        problems.append(Problem("data.path", "demo", allowed, "data.path=my/data.yaml"))
-    elif data.path == "demo" and data.fold is not None:
+        problems.append(Problem("data.path", data.path, allowed, "data.path=my/data.yaml"))
+    elif data.path in DEMO_SETS and data.fold is not None:
         allowed = "the built-in set has no folds"
         problems.append(Problem("data.fold", shown(data.fold), allowed, "data.path=my/data.yaml, after mode=split"))
     if data.val_fraction is not None and (divides or data.fold is not None):
@@ -192,10 +193,11 @@ def _verb(e: AnyExperiment) -> list[Problem]:
     if e.mode in VERBS_WITH_WEIGHTS and e.model.weights in WEIGHT_WORDS:
         allowed = f"mode={e.mode} needs a weights file"
         problems.append(Problem("model.weights", e.model.weights, allowed, "model.weights=RUN/weights/best.pt"))
-    if e.mode == "predict" and e.data.path == "demo":
-        what = "an image or a folder" if isinstance(e, ClassifyExperiment) else "an image, a folder or a video"
+    is_classifier = isinstance(e, ClassifyExperiment)
+    if e.mode == "predict" and e.data.path in (["demo"] if is_classifier else DEMO_SETS):
+        what = "an image or a folder" if is_classifier else "an image, a folder or a video"
         allowed = f"mode=predict needs {what}"
-        problems.append(Problem("data.path", "demo", allowed, "data.path=FOLDER"))
+        problems.append(Problem("data.path", e.data.path, allowed, "data.path=FOLDER"))
     if e.mode == "export" and not e.export.formats:
         allowed = "mode=export needs at least one format"
         problems.append(Problem("export.formats", "[]", allowed, "export.formats=[onnx]"))

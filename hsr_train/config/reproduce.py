@@ -32,7 +32,9 @@ FREE = (
     "data.path",
     "data.cache_dir",
     "synthetic.annotated_dir",
+    "synthetic.masks_dir",
     "synthetic.backgrounds_dir",
+    "synthetic.distractors_dir",
     "model.weights",
     "model.weights_dirs",
 )

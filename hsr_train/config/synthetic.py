@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema import DEMO_SETS, DetectExperiment
 from hsr_train.config.schema.synthetic import BLENDS, SyntheticConfig
 from hsr_train.config.strict import shown
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
 
+SOURCES = ("annotated_dir", "masks", "masks_dir")
+"""Keys that say where cut-outs come from; without any, from polygons, which only the labels can tell."""
+_DEFAULT = SyntheticConfig()
 _FREE_WHEN_OFF = {"synthetic.enabled"}
 _SHOWING = ("preview", "synthesize")
+_DEMO = "demo"
+_DEMO_SCALE = [0.25, 0.8]
+"""The built-in cut-outs are close-ups: in the scenes, objects are between 0.25 and 0.8 times as large."""
 
 
-def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decision]) -> list[Problem]:
-    """Check the section, and decide `enabled=auto`."""
+def check_synthetic(
+    e: DetectExperiment, typed: set[str], decisions: list[Decision], *, settled: bool = False
+) -> list[Problem]:
+    """Check the section, and decide `enabled=auto`, unless that takes the labels: then `auto` it stays.
+
+    Unless all is settled, the built-in cut-outs get their size.
+    """
     config = e.synthetic
     problems = [*_range("objects", config.objects), *_range("scale", config.scale), *_blends(config.blend)]
-    for key in ("annotated_dir", "backgrounds_dir"):
+    problems += _range("distractors", config.distractors)
+    if "synthetic.distractors" in typed and config.distractors_dir is None:
+        allowed, remedy = "has no effect without distractors_dir", "synthetic.distractors_dir=FOLDER, or leave it out"
+        problems.append(Problem("synthetic.distractors", shown(config.distractors), allowed, remedy))
+    for key in ("annotated_dir", "masks_dir", "backgrounds_dir", "distractors_dir"):
         if getattr(config, key) == "":
             problems.append(Problem(f"synthetic.{key}", "", "has no value", f"synthetic.{key}=FOLDER"))
+        if getattr(config, key) == _DEMO and e.data.path not in DEMO_SETS:
+            allowed = f"is the built-in set's, for data.path={' or '.join(DEMO_SETS)} alone"
+            remedy = f"synthetic.{key}=FOLDER (a folder of that name: ./{_DEMO})"
+            problems.append(Problem(f"synthetic.{key}", _DEMO, allowed, remedy))
     if config.enabled not in (True, False, "auto"):
         return [*problems, Problem("synthetic.enabled", shown(config.enabled), "must be auto, true or false")]
     if e.mode == "synthesize" and config.count is None:
@@ -31,23 +50,37 @@ def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decisi
     if e.mode != "synthesize" and "synthetic.count" in typed:
         allowed = "has no effect without mode=synthesize"
         problems.append(Problem("synthetic.count", shown(config.count), allowed, "synthetic.ratio=2, or leave it out"))
+    sources = [key for key in SOURCES if getattr(config, key) != getattr(_DEFAULT, key)]
+    for key in sources[1:]:
+        value, allowed = shown(getattr(config, key)), f"cut-outs come from synthetic.{sources[0]} already"
+        problems.append(Problem(f"synthetic.{key}", value, allowed, "type one of them"))
+    if config.close_epochs >= max(e.train.epochs, 1) and "synthetic.close_epochs" in typed:
+        allowed = f"must be below train.epochs={e.train.epochs}"
+        remedy = f"synthetic.close_epochs={e.train.epochs // 5}"
+        problems.append(Problem("synthetic.close_epochs", shown(config.close_epochs), allowed, remedy))
     asked = config.enabled is True or e.mode in _SHOWING
-    if asked and config.annotated_dir is None:
-        what = f"mode={e.mode}" if e.mode in _SHOWING else "synthetic.enabled=true"
-        allowed = f"{what} needs cut-outs to paste"
-        problems.append(Problem("synthetic.annotated_dir", "null", allowed, "synthetic.annotated_dir=FOLDER"))
-    elif config.annotated_dir is None or config.enabled is False:
-        missing = "synthetic.annotated_dir" if config.annotated_dir is None else "synthetic.enabled=true"
+    if config.enabled is False or not (asked or sources or config.backgrounds_dir is not None):
+        missing, remedy = "cut-outs", "synthetic.annotated_dir=FOLDER"
+        if config.enabled is False:
+            missing = remedy = "synthetic.enabled=true"
         problems += [
             Problem(key, shown(getattr(config, key.removeprefix("synthetic."))), f"has no effect without {missing}",
-                    "synthetic.annotated_dir=FOLDER, or leave it out")
+                    f"{remedy}, or leave it out")
             for key in sorted(typed)
             if key.startswith("synthetic.") and key not in _FREE_WHEN_OFF
         ]  # fmt: skip
-    if config.enabled == "auto":
-        config.enabled = config.annotated_dir is not None and config.ratio > 0
+    if "synthetic.cutouts_per_class" in typed and config.annotated_dir is not None:
+        allowed = "is about training images, and synthetic.annotated_dir is given"
+        problems.append(
+            Problem("synthetic.cutouts_per_class", shown(config.cutouts_per_class), allowed, "leave it out")
+        )
+    if config.annotated_dir == _DEMO and "synthetic.scale" not in typed and not settled and not problems:
+        config.scale = list(_DEMO_SCALE)
+        decisions.append(Decision("synthetic.scale", config.scale, "the built-in cut-outs are close-ups"))
+    if config.enabled == "auto" and (sources or config.backgrounds_dir is None or config.ratio == 0):
+        config.enabled = bool(sources) and config.ratio > 0
         if config.enabled and not problems:
-            decisions.append(Decision("synthetic.enabled", True, "synthetic.annotated_dir is given"))
+            decisions.append(Decision("synthetic.enabled", True, f"synthetic.{sources[0]} is given"))
     return problems
 
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import astuple
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hsr_train.run.atomic import DISK_ERRORS, describe_disk_error, write_json
 log = logging.getLogger(__name__)
 
 MARKER = "complete.json"  # written last; lists every file with its size
+FEW_SHOTS = 10  # training pictures of each class in few.yaml
 _ABANDONED_S = 3600  # a draft this old belongs to no living process
 _PICTURES_PER_WORKER = 16  # fewer are not worth the start of a process
 
@@ -38,6 +40,7 @@ drawn by hsr_train's own generator (seed {seed}); nothing here is a photograph.
 
   data.yaml        the YOLO data set: images/ and labels/, {num_train} training and {num_val} validation pictures.
                    A box encloses what is visible of an object. Objects without a label are look-alikes and clutter.
+  few.yaml         the same with few training pictures (few.txt): {few_shots} of each class, and the others in them
   annotated/       {num_cutouts} pictures per class of one object alone, with its mask (for copy-paste synthesis)
   backgrounds/     {num_backgrounds} scenes without any object of the six classes
   {marker}    lists every file; a set that lacks one is drawn again
@@ -72,7 +75,7 @@ def ensure_demo_set(
         workers: Processes that draw; None: one per usable core.
 
     Returns:
-        Absolute path of `data.yaml`.
+        Absolute path of `data.yaml`; beside it lie `few.yaml`, `annotated/` and `backgrounds/`.
 
     Raises:
         RunError: The disk refused, or a drawing process ended before its time.
@@ -125,17 +128,30 @@ def _fill(draft: Path, plan: Plan, workers: int) -> None:
     else:
         _draw_in_processes(draft, plan, num_shares)
     names = "".join(f"  {i}: {name}\n" for i, name in enumerate(CLASSES))
-    (draft / "data.yaml").write_text(
-        "# The built-in demo set of hsr_train: drawn household scenes. See README.txt.\n"
-        f"path: .\ntrain: images/train\nval: images/val\nnc: {len(CLASSES)}\nnames:\n{names}",
-        encoding="utf-8",
-    )
+    for name, train in (("data.yaml", "images/train"), ("few.yaml", "few.txt")):
+        (draft / name).write_text(
+            "# The built-in demo set of hsr_train: drawn household scenes. See README.txt.\n"
+            f"path: .\ntrain: {train}\nval: images/val\nnc: {len(CLASSES)}\nnames:\n{names}",
+            encoding="utf-8",
+        )
+    (draft / "few.txt").write_text("".join(f"./images/train/{n}.jpg\n" for n in _few(draft)), encoding="utf-8")
     facts = dict(zip(Plan.__dataclass_fields__, astuple(plan), strict=True))
-    readme = _README.format(classes=", ".join(CLASSES), marker=MARKER, **facts)
+    readme = _README.format(classes=", ".join(CLASSES), marker=MARKER, few_shots=FEW_SHOTS, **facts)
     (draft / "README.txt").write_text(readme, encoding="utf-8")
     sizes = {str(f.relative_to(draft).as_posix()): f.stat().st_size for f in sorted(draft.rglob("*")) if f.is_file()}
     write_json(draft / MARKER, {**facts, "files": sizes})
     log.info("Drew the built-in demo set in %.1f s, %.1f MB", time.monotonic() - start, sum(sizes.values()) / 1e6)
+
+
+def _few(draft: Path) -> list[str]:
+    """Return the first training pictures that a class still lacked when its turn came, until none lacks any."""
+    chosen, shots = [], Counter[str]()
+    for file in sorted((draft / "labels" / "train").iterdir()):
+        seen = {line.split()[0] for line in file.read_text(encoding="ascii").splitlines()}
+        if any(shots[label] < FEW_SHOTS for label in seen):
+            chosen.append(file.stem)
+            shots.update(seen)
+    return chosen or ["demo_00000"]  # a set may be so small that nothing in it has a label
 
 
 def _draw_in_processes(draft: Path, plan: Plan, num_shares: int) -> None:

@@ -107,7 +107,7 @@ def device_problems(machine: Machine, device: Any) -> list[Problem]:
         return [Problem("train.device", str(device), allowed, _device_remedy(machine))]
     if len(numbers) > 1:
         gpu = max((gpu for gpu in machine.gpus if gpu.index in numbers), key=_preference)
-        allowed = "one run uses one GPU at present"
+        allowed = "one process uses one GPU; the command python -m hsr_train trains with one for each"
         return [Problem("train.device", str(device), allowed, f"train.device={gpu.index}  ({gpu})")]
     return []
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
+from hsr_train.processes import num_processes
 from hsr_train.run.directory import RunDirectory
 
 DISTRIBUTIONS = (
@@ -111,6 +112,7 @@ def build_manifest(
         "packages": package_versions(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "machine": dict(machine),
+        "processes": num_processes(),
         "seeds": dict(seeds),
         "fingerprints": dict(fingerprints),
         "decisions": decisions.as_json(),

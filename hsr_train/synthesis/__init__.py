@@ -10,5 +10,6 @@ From Python:
 from hsr_train.synthesis.backgrounds import FolderBackgrounds, TrainingBackgrounds
 from hsr_train.synthesis.bank import ObjectBank
 from hsr_train.synthesis.composer import Composed, Composer
+from hsr_train.synthesis.photos import Photo
 
-__all__ = ["Composed", "Composer", "FolderBackgrounds", "ObjectBank", "TrainingBackgrounds"]
+__all__ = ["Composed", "Composer", "FolderBackgrounds", "ObjectBank", "Photo", "TrainingBackgrounds"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,14 +13,14 @@ import numpy.typing as npt
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.synthesis.files import BadImageError, SourceFile, decode, fingerprint, images_in
+from hsr_train.synthesis.reading import hash_all, read_all, refuse_bad
 from hsr_train.synthesis.store import Image, PixelStore, build_store
 
 KEY = "synthetic.backgrounds_dir"
 ZOOM = 1.4
-"""A background is cropped to between 1 / ZOOM of its shorter side and all of it."""
-_VERSION = 1
-_AT_ONCE = 32
-_MOST_LINES = 20
+"""The square parts of a background have between 1 / ZOOM of its shorter side and all of it, the same share each time:
+it is kept in the size in which a part has as many pixels as a composed image, and is only copied."""
+_VERSION = 2
 
 Floats = npt.NDArray[np.float32]
 
@@ -60,7 +59,7 @@ class FolderBackgrounds:
         pixels: The decoded images, or None where they are decoded when they are needed.
         used: Numbers of the files that can be used.
         rejected: Files that were left out, with the reason.
-        largest: Shorter side in pixels to which an image is reduced.
+        side: Side of composed images in pixels, for which images are reduced.
     """
 
     files: list[SourceFile]
@@ -68,7 +67,7 @@ class FolderBackgrounds:
     pixels: PixelStore | None
     used: list[int]
     rejected: dict[str, str]
-    largest: int
+    side: int
 
     def __len__(self) -> int:
         return len(self.used)
@@ -103,32 +102,26 @@ class FolderBackgrounds:
         if not files:
             remedy = "put images without objects there, or leave it out: the training images serve"
             raise InputError(Problem(KEY, str(folder), "holds no images", remedy))
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(SourceFile.hash, files))
-        largest = round(side * ZOOM)
-        stored = len(files) * largest * largest * 3 * 1.8 <= limit_bytes  # of a 16:9 image
-        key = fingerprint(files, _VERSION, largest, stored)
+        hash_all(files)
+        stored = len(files) * (side * ZOOM) ** 2 * 3 * 1.8 <= limit_bytes  # of a 16:9 image
+        key = fingerprint(files, _VERSION, side, stored)
 
         def make() -> tuple[Iterator[Image], dict[str, Any]]:
             notes: dict[str, Any] = {"used": [], "bad": {}}
-            return _prepared(files, notes, largest, stored), notes
+            return _prepared(files, notes, side, stored), notes
 
         pixels, notes = build_store(Path(cache_dir) / "synthesis", key[:32], make)
         bad: dict[str, str] = notes["bad"]
-        if bad and (not skip_bad or not notes["used"]):
-            problems = [Problem(f"{KEY} ({name})", "", why) for name, why in list(bad.items())[:_MOST_LINES]]
-            what = f"{len(bad)} of {len(files)} files cannot be used"
-            remedy = "repair them" + (", or leave them out: data.on_bad=skip" if notes["used"] else "")
-            raise InputError([*problems, Problem(KEY, str(folder), what, remedy)])
-        return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, largest)
+        refuse_bad(KEY, str(folder), bad, len(files), skip_bad=skip_bad, some_left=bool(notes["used"]))
+        return cls(files, fingerprint(files), pixels if stored else None, notes["used"], bad, side)
 
     def draw(self, rng: np.random.Generator, side: int) -> Scene:
         """Return a crop as a square scene without objects; it is mirrored with the whole image, by augmentation."""
         number = int(rng.integers(len(self.used)))
-        zoom, x, y = rng.random(3)
+        x, y = rng.random(2)
         image = self._load(number)
         height, width = image.shape[:2]
-        crop = max(round(min(height, width) / (1 + (ZOOM - 1) * zoom)), 1)
+        crop = max(round(min(height, width) / _zoom(self.used[number])), 1)
         left, top = round(x * (width - crop)), round(y * (height - crop))
         part = image[top : top + crop, left : left + crop]
         method = cv2.INTER_AREA if crop > 2 * side else cv2.INTER_LINEAR
@@ -138,26 +131,26 @@ class FolderBackgrounds:
     def _load(self, number: int) -> Image:
         if self.pixels is not None:
             return self.pixels[number]
-        return _reduced(decode(self.files[self.used[number]].image), self.largest)
+        number = self.used[number]
+        return _reduced(decode(self.files[number].image), round(self.side * _zoom(number)))
 
 
-def _prepared(files: list[SourceFile], notes: dict[str, Any], largest: int, stored: bool) -> Iterator[Image]:
-    def one(file: SourceFile) -> Image | BadImageError:
-        try:
-            return _reduced(decode(file.image), largest)
-        except BadImageError as error:
-            return error
+def _zoom(number: int) -> float:
+    """Return the shorter side of file `number` as a multiple of that of its parts: evenly spread from 1 to ZOOM."""
+    return 1 + (ZOOM - 1) * ((number + 0.5) * 0.618034 % 1)
 
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), _AT_ONCE):
-            some = files[start : start + _AT_ONCE]
-            for number, (file, result) in enumerate(zip(some, pool.map(one, some), strict=True), start):
-                if isinstance(result, BadImageError):
-                    notes["bad"][file.name] = str(result)
-                    continue
-                notes["used"].append(number)
-                if stored:
-                    yield result
+
+def _prepared(files: list[SourceFile], notes: dict[str, Any], side: int, stored: bool) -> Iterator[Image]:
+    def one(job: tuple[int, SourceFile]) -> Image:
+        return _reduced(decode(job[1].image), round(side * _zoom(job[0])))
+
+    for (number, file), result in read_all(list(enumerate(files)), one, "Reading backgrounds"):
+        if isinstance(result, BadImageError):
+            notes["bad"][file.name] = str(result)
+            continue
+        notes["used"].append(number)
+        if stored:
+            yield result
 
 
 def _reduced(image: Image, shorter: int) -> Image:

@@ -1,16 +1,16 @@
 """The object bank: cut-outs of every class, decoded, cropped to the object and kept in one shared file.
 
-`find_cutouts` lists what a folder holds, `ObjectBank.read` decodes and judges it. `composer` draws from the bank.
+`sources` and `photos` say what is cut out, `cutting` and `masks` do it; `composer` draws from the bank,
+`cutout_sheet` shows it.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,40 @@ import numpy as np
 import numpy.typing as npt
 
 from hsr_train.errors import InputError, Problem
-from hsr_train.synthesis.files import BadImageError, SourceFile, decode_cutout, fingerprint, images_in
+from hsr_train.synthesis.cutting import (
+    CRUMB,
+    MIN_MASK_PIXELS,
+    MIN_SIDE_PX,
+    PAD_PX,
+    VERSION,
+    Cutout,
+    cut_out,
+)
+from hsr_train.synthesis.files import BadImageError, SourceFile, decode_cutout, fingerprint
+from hsr_train.synthesis.masks import cut_objects
+from hsr_train.synthesis.photos import Photo, choose_objects
+from hsr_train.synthesis.reading import hash_all, read_all, refuse_bad
+from hsr_train.synthesis.sources import (
+    DISTRACTORS_KEY,
+    KEY,
+    LAYOUT,
+    MASKS_KEY,
+    find_cutouts,
+    find_distractors,
+    find_masks,
+)
 from hsr_train.synthesis.store import Image, PixelStore, build_store
 
-log = logging.getLogger(__name__)
+_RULES = (VERSION, MIN_MASK_PIXELS, MIN_SIDE_PX, CRUMB, PAD_PX)
+DISTRACTOR = "distractor"
+"""What stands for the class of objects without one."""
+_MOST_NAMED = 1000
+"""Names of objects left out that are kept; they are counted all."""
+_PER_CLASS_KEY = "synthetic.cutouts_per_class"
+_ASKED_BY = {"polygons": "data.path", "grabcut": "synthetic.masks", "masks_dir": MASKS_KEY}
 
-KEY = "synthetic.annotated_dir"
-MIN_MASK_PIXELS = 100
-MIN_SIDE_PX = 32
-PAD_PX = 4
-"""Pixels around an object, in its edge's colours, over which a soft edge fades."""
-CRUMB = 0.01
-"""Parts of a mask smaller than this share of its largest part are dropped: they would widen the box."""
-_VERSION = 1
-_AT_ONCE = 32
-"""Images that are decoded at the same time: what bounds the memory of building a bank."""
-_MOST_LINES = 20
-_LAYOUT = "CLASS/images/* with CLASS/masks/<stem>_mask.png, or CLASS/*.png with alpha"
+_Found = tuple[str, int, Cutout | str | BadImageError]
+"""Name, class id and what came of it: a cut-out, why it is not accepted, or why its file cannot be used."""
 
 
 @dataclass
@@ -43,14 +60,17 @@ class ObjectBank:
     """Cut-outs ready to be pasted.
 
     Attributes:
-        pixels: BGRA images; alpha is 255 on the object and 0 around it, where colours go on as at its edge.
+        pixels: BGRA images; alpha says how far the edge is, see `edge_levels`, and around the object, where it is at
+            most 127, colours go on as at its edge.
         classes: (n,) class ids.
         size_per_side: (n,) factor on the stored pixels for each pixel of a composed image's side that gives the object
             the size which it had in its photo.
         names: Class names by id.
-        files: Every file that was read, the unusable ones too.
+        files: Every file that was read besides the training set's own, the unusable ones too.
         fingerprint: SHA-256 over the files.
-        rejected: Files that were left out, with the reason.
+        rejected: What was left out, with the reason: files of a folder, objects of training images (the first 1,000).
+        source: annotated_dir, polygons, grabcut or masks_dir.
+        left_out: How many were left out, by reason.
     """
 
     pixels: PixelStore
@@ -60,6 +80,8 @@ class ObjectBank:
     files: list[SourceFile]
     fingerprint: str
     rejected: dict[str, str]
+    source: str = "annotated_dir"
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -76,6 +98,7 @@ class ObjectBank:
         largest_scale: float = 1.5,
         skip_bad: bool = False,
         limit_bytes: int | None = None,
+        distractors: bool = False,
     ) -> ObjectBank:
         """Read the cut-outs of a folder.
 
@@ -89,35 +112,118 @@ class ObjectBank:
             largest_scale: Largest factor by which an object is enlarged.
             skip_bad: Leave unusable files out instead of refusing all.
             limit_bytes: Largest allowed bank.
+            distractors: The objects are of none of the classes; see `find_distractors`.
 
         Raises:
             InputError: With every unusable file, or because nothing can be used.
         """
-        files = find_cutouts(Path(folder), list(names))
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(SourceFile.hash, files))
+        setting = DISTRACTORS_KEY if distractors else KEY
+        files = (find_distractors if distractors else find_cutouts)(Path(folder), list(names))
+        hash_all(files)
         photo = float(photo_side or side)
-        key = fingerprint(files, _VERSION, side, photo, largest_scale, MIN_MASK_PIXELS, MIN_SIDE_PX, CRUMB, PAD_PX)
 
-        def make() -> tuple[Iterator[Image], dict[str, Any]]:
-            notes: dict[str, Any] = {"used": [], "sizes": [], "bad": {}, "rejected": {}}
-            return _prepared(files, notes, side, photo, largest_scale, limit_bytes), notes
+        def one(file: SourceFile) -> Cutout | str:
+            if file.mask is not None and not file.mask.is_file():
+                raise BadImageError(f"has no mask: masks/{file.mask.name} or masks/{file.image.stem}.png")
+            image, mask = decode_cutout(file)
+            frame = photo if file.mask is None else float(max(mask.shape))
+            return cut_out(image, mask, frame, side, largest_scale)
 
-        pixels, notes = build_store(Path(cache_dir) / "synthesis", key[:32], make)
+        def all_of_them() -> Iterator[_Found]:
+            for file, result in read_all(files, one, "Reading cut-outs"):
+                yield file.name, file.class_id, result
+
+        key = fingerprint(files, *_RULES, side, photo, largest_scale)
+        too_large = Problem(setting, f"{len(files)} files", "", "fewer cut-outs, or a smaller train.imgsz")
+        pixels, notes = build_store(
+            Path(cache_dir) / "synthesis", key[:32], partial(_gathered, all_of_them, {}, limit_bytes, too_large)
+        )
         bad: dict[str, str] = notes["bad"]
-        if bad and not skip_bad:
-            problems = [Problem(f"{KEY} ({name})", "", why) for name, why in list(bad.items())[:_MOST_LINES]]
-            what = f"{len(bad)} of {len(files)} files cannot be used"
-            remedy = "repair them, or leave them out: data.on_bad=skip"
-            raise InputError([*problems, Problem(KEY, str(folder), what, remedy)])
+        refuse_bad(setting, str(folder), bad, len(files), skip_bad=skip_bad, some_left=len(bad) < len(files))
         rejected = bad | notes["rejected"]
-        if not notes["used"]:
-            reasons = "; ".join(f"{count} x {why}" for why, count in Counter(rejected.values()).most_common(5))
-            allowed = f"holds no usable cut-out: {reasons}"
-            raise InputError(Problem(KEY, str(folder), allowed, f"put some there: {_LAYOUT}"))
-        classes = np.array([files[i].class_id for i in notes["used"]])
-        print_of = fingerprint(files)
-        return cls(pixels, classes, np.array(notes["sizes"]), list(names), files, print_of, rejected)
+        if not notes["classes"]:
+            _refuse_empty(setting, str(folder), Counter(rejected.values()), f"put some there: {LAYOUT}")
+        names = [DISTRACTOR] if distractors else names
+        return cls._of(pixels, notes, names, files, rejected, "annotated_dir", Counter(rejected.values()))
+
+    @classmethod
+    def from_photos(
+        cls,
+        photos: Sequence[Photo],
+        names: Sequence[str],
+        masks: str,
+        *,
+        masks_dir: Path | str | None = None,
+        per_class: int = 500,
+        cache_dir: Path | str,
+        side: int = 640,
+        largest_scale: float = 1.5,
+        skip_bad: bool = False,
+        limit_bytes: int | None = None,
+    ) -> ObjectBank:
+        """Cut objects out of training images; what is cut off at an image's border is left out.
+
+        Args:
+            photos: The training images with their labels.
+            names: Class names of the data; the index is the class id.
+            masks: What tells an object from its surroundings: polygons, grabcut or masks_dir.
+            masks_dir: The folder of masks, see `find_masks`.
+            per_class: Most objects of a class that are tried.
+            cache_dir: Where the decoded bank is kept.
+            side: Side of composed images in pixels; objects are kept no larger than they are needed there.
+            largest_scale: Largest factor by which an object is enlarged.
+            skip_bad: Leave photos with an unusable mask out instead of refusing all.
+            limit_bytes: Largest allowed bank.
+
+        Raises:
+            InputError: With every unusable mask, or because nothing can be used.
+        """
+        files = find_masks(Path(masks_dir), photos) if masks_dir is not None else []
+        hash_all(files)
+        chosen, left_out = choose_objects(photos, masks, len(names), per_class)
+        work = [(photo, numbers) for photo, numbers in zip(photos, chosen, strict=True) if numbers]
+
+        def one(item: tuple[Photo, list[int]]) -> list[tuple[int, Cutout | str]]:
+            return cut_objects(*item, masks, side=side, largest_scale=largest_scale)
+
+        def all_of_them() -> Iterator[_Found]:
+            for (photo, _), results in read_all(work, one, "Cutting out objects"):
+                if isinstance(results, BadImageError):
+                    yield photo.name, -1, results
+                    continue
+                for number, result in results:
+                    yield photo.object_name(number), int(photo.labels[number, 0]), result
+
+        library = cv2.__version__ if masks == "grabcut" else ""
+        words = [*(photo.content() for photo in photos), masks, library, per_class, *_RULES, side, largest_scale]
+        key = hashlib.sha256(repr(words).encode()).hexdigest()
+        asked, given = _ASKED_BY[masks], str(masks_dir or masks)
+        remedy = f"{_PER_CLASS_KEY}={max(per_class // 4, 1)}, or a smaller train.imgsz"
+        too_large = Problem(_PER_CLASS_KEY, str(per_class), "", remedy)
+        pixels, notes = build_store(
+            Path(cache_dir) / "synthesis", key[:32], partial(_gathered, all_of_them, left_out, limit_bytes, too_large)
+        )
+        bad: dict[str, str] = notes["bad"]
+        refuse_bad(asked, given, bad, len(work), skip_bad=skip_bad, some_left=len(bad) < len(work))
+        counts = Counter(notes["left_out"]) + Counter(bad.values())
+        if not notes["classes"]:
+            _refuse_empty(asked, given, counts, "synthetic.annotated_dir=FOLDER, or synthetic.enabled=false")
+        return cls._of(pixels, notes, names, files, bad | notes["rejected"], masks, counts)
+
+    @classmethod
+    def _of(
+        cls,
+        pixels: PixelStore,
+        notes: dict[str, Any],
+        names: Sequence[str],
+        files: list[SourceFile],
+        rejected: dict[str, str],
+        source: str,
+        left_out: Counter[str],
+    ) -> ObjectBank:
+        classes, sizes = np.array(notes["classes"], np.int64), np.array(notes["sizes"])
+        print_of, counts = fingerprint(files), dict(left_out.most_common())
+        return cls(pixels, classes, sizes, list(names), files, print_of, rejected, source, counts)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -125,125 +231,38 @@ class ObjectBank:
         return {self.names[i]: n for i, n in enumerate(np.bincount(self.classes).tolist()) if n}
 
 
-def find_cutouts(folder: Path, names: list[str]) -> list[SourceFile]:
-    """List the cut-outs of a folder: `CLASS/images/*` with their masks, and `CLASS/*.png` with alpha.
-
-    Raises:
-        InputError: There is no such folder, none of a class, or one of no class of the data.
-    """
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(Problem(KEY, str(folder), what, f"{KEY}=FOLDER with {_LAYOUT}"))
-    places = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    unknown = [path.name for path in places if path.name not in names]
-    if unknown:
-        problems = []
-        for name in unknown:
-            close = difflib.get_close_matches(name, names, 1)
-            remedy = f"rename it to {close[0]}" if close else "move it away, or rename it to a class of the data"
-            known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            problems.append(Problem(f"{KEY} ({name})", "", f"is no class of the data, which has {known}", remedy))
-        raise InputError(problems)
-    files = [file for place in places for file in _of_class(place, folder, names.index(place.name))]
-    if not files:
-        raise InputError(Problem(KEY, str(folder), "holds no images", f"put cut-outs there: {_LAYOUT}"))
-    return files
+def _refuse_empty(key: str, given: str, reasons: Counter[str], remedy: str) -> None:
+    told = "; ".join(f"{count} x {why}" for why, count in reasons.most_common(5)) or "no objects"
+    raise InputError(Problem(key, given, f"gives no usable cut-out: {told}", remedy))
 
 
-def _of_class(place: Path, folder: Path, class_id: int) -> Iterator[SourceFile]:
-    for path in images_in(place):
-        if path.suffix.lower() == ".png":
-            yield SourceFile(path.relative_to(folder).as_posix(), path, None, class_id)
-    if (place / "images").is_dir():
-        for path in images_in(place / "images"):
-            candidates = [place / "masks" / f"{path.stem}{ending}" for ending in ("_mask.png", ".png")]
-            mask = next((mask for mask in candidates if mask.is_file()), candidates[0])
-            yield SourceFile(path.relative_to(folder).as_posix(), path, mask, class_id)
+def _gathered(
+    found: Callable[[], Iterator[_Found]], left_out: dict[str, str], limit_bytes: int | None, too_large: Problem
+) -> tuple[Iterator[Image], dict[str, Any]]:
+    """Return the accepted cut-outs, and notes of their classes, their sizes, and what was wrong with the others."""
+    notes: dict[str, Any] = {"classes": [], "sizes": [], "bad": {}, "rejected": {}, "left_out": {}}
 
+    def leave_out(name: str, why: str) -> None:
+        notes["left_out"][why] = notes["left_out"].get(why, 0) + 1
+        if len(notes["rejected"]) < _MOST_NAMED:
+            notes["rejected"][name] = why
 
-def _prepared(
-    files: list[SourceFile], notes: dict[str, Any], side: int, photo: float, largest: float, limit: int | None
-) -> Iterator[Image]:
-    """Yield the accepted cut-outs, and note which they are, their sizes, and what was wrong with the others."""
-    total = 0
+    def images() -> Iterator[Image]:
+        total = 0
+        for name, why in left_out.items():
+            leave_out(name, why)
+        for name, class_id, result in found():
+            if isinstance(result, BadImageError):
+                notes["bad"][name] = str(result)
+            elif isinstance(result, str):
+                leave_out(name, result)
+            else:
+                total += result.pixels.nbytes
+                if limit_bytes is not None and total > limit_bytes:
+                    allowed = f"its cut-outs need more than {limit_bytes / 2**20:,.0f} MiB of memory"
+                    raise InputError(Problem(too_large.key, too_large.value, allowed, too_large.remedy))
+                notes["classes"].append(class_id)
+                notes["sizes"].append(result.size_per_side)
+                yield result.pixels
 
-    def one(file: SourceFile) -> tuple[Image, float] | str | BadImageError:
-        try:
-            if file.mask is not None and not file.mask.is_file():
-                raise BadImageError(f"has no mask: masks/{file.mask.name} or masks/{file.image.stem}.png")
-            image, mask = decode_cutout(file)
-            frame = photo if file.mask is None else float(max(mask.shape))
-            return _crop(image, mask, side / frame, largest, side)
-        except BadImageError as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), _AT_ONCE):
-            some = files[start : start + _AT_ONCE]
-            for number, (file, result) in enumerate(zip(some, pool.map(one, some), strict=True), start):
-                if isinstance(result, BadImageError):
-                    notes["bad"][file.name] = str(result)
-                elif isinstance(result, str):
-                    notes["rejected"][file.name] = result
-                else:
-                    total += result[0].nbytes
-                    if limit is not None and total > limit:
-                        allowed = f"its cut-outs need more than {limit / 2**20:,.0f} MiB of memory"
-                        remedy = "fewer cut-outs, or a smaller train.imgsz"
-                        raise InputError(Problem(KEY, f"{len(files)} files", allowed, remedy))
-                    notes["used"].append(number)
-                    notes["sizes"].append(result[1])
-                    yield result[0]
-
-
-def _crop(image: Image, mask: Image, nominal: float, largest: float, side: int) -> tuple[Image, float] | str:
-    """Cut an object out, no larger than it will be needed.
-
-    Args:
-        image: (h, w, 3).
-        mask: (h, w), 255 or 0.
-        nominal: Factor to the object's size in a composed image.
-        largest: Largest factor on top of that.
-        side: Side of a composed image.
-
-    Returns:
-        BGRA pixels and `ObjectBank.size_per_side`, or why the object is not accepted.
-    """
-    mask = _without_crumbs(mask)
-    num_pixels = int(cv2.countNonZero(mask))
-    x, y, width, height = cv2.boundingRect(mask)
-    if num_pixels < MIN_MASK_PIXELS:
-        return f"has fewer than {MIN_MASK_PIXELS} mask pixels"
-    if min(width, height) < MIN_SIDE_PX:
-        return f"is narrower than {MIN_SIDE_PX} pixels"
-    image, mask = image[y : y + height, x : x + width], mask[y : y + height, x : x + width]
-    colours = _spread(image, mask)
-    shrink = min(1.0, nominal * largest, 1.5 * side / max(width, height))
-    if shrink < 1.0:
-        size = (max(round(width * shrink), 2), max(round(height * shrink), 2))
-        colours = np.asarray(cv2.resize(colours, size, interpolation=cv2.INTER_AREA), np.uint8)
-        mask = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_AREA), np.uint8)
-    colours = np.asarray(cv2.copyMakeBorder(colours, *(PAD_PX,) * 4, cv2.BORDER_REPLICATE), np.uint8)
-    mask = np.asarray(cv2.copyMakeBorder(mask, *(PAD_PX,) * 4, cv2.BORDER_CONSTANT, value=0), np.uint8)
-    return np.dstack([colours, mask]), nominal / shrink / side
-
-
-def _without_crumbs(mask: Image) -> Image:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    if count <= 2:
-        return mask
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    kept = np.concatenate([[False], areas >= CRUMB * areas.max()])
-    return np.where(kept[labels], 255, 0).astype(np.uint8)
-
-
-def _spread(image: Image, mask: Image) -> Image:
-    """Give each pixel outside of the mask the colour of the nearest one inside, so that no soft edge shows another."""
-    outside = np.where(mask > 0, 0, 255).astype(np.uint8)
-    if not outside.any():
-        return np.ascontiguousarray(image)
-    _, labels = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
-    inside = mask > 0
-    colours = np.zeros((int(labels.max()) + 1, 3), np.uint8)
-    colours[labels[inside]] = image[inside]
-    return np.asarray(colours[labels], np.uint8)
+    return images(), notes

@@ -6,7 +6,7 @@ seen, and only then it is painted, from the back to the front. Boxes are tight a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import NamedTuple
 
 import cv2
@@ -16,7 +16,9 @@ import numpy.typing as npt
 from hsr_train.config.schema.synthetic import SyntheticConfig
 from hsr_train.synthesis.backgrounds import Backgrounds, Floats, Scene
 from hsr_train.synthesis.bank import ObjectBank
-from hsr_train.synthesis.paste import Sprite, blend, match_colour, transform
+from hsr_train.synthesis.light import Light, cast_shadow, draw_light, shade
+from hsr_train.synthesis.paste import Sprite, blend, hull_of, inside_of, match_colour, transform
+from hsr_train.synthesis.placed import UNLABELLED, Placed, hide, outline_of, overlaps_of
 from hsr_train.synthesis.store import Image
 
 _STREAM = 0x5C1
@@ -44,19 +46,6 @@ class Composed(NamedTuple):
     outlines: list[Floats]
 
 
-@dataclass
-class _Placed:
-    """A sprite at its place: the part of it that lies within the image."""
-
-    sprite: Sprite
-    class_id: int
-    mode: str
-    softness: float
-    place: tuple[slice, slice]
-    part: tuple[slice, slice]
-    visible: npt.NDArray[np.bool_] | None = None
-
-
 class Composer:
     """Composes images from a bank and backgrounds.
 
@@ -68,6 +57,7 @@ class Composer:
         seed: Every image is a function of it, the epoch and the index.
         real_counts: Objects of each class in the real set, for `balance=inverse`.
         outlines: Return outlines too.
+        distractors: Objects without a label, pasted among the others.
     """
 
     def __init__(
@@ -80,75 +70,102 @@ class Composer:
         seed: int = 0,
         real_counts: list[int] | None = None,
         outlines: bool = False,
+        distractors: ObjectBank | None = None,
     ) -> None:
         self.bank, self.backgrounds, self.config = bank, backgrounds, config
         self.side, self.seed, self.outlines = side, seed, outlines
         chances = class_chances(bank, config.balance, real_counts)
+        self.distractors = distractors
+        self.partial_outlines = False
+        """Return outlines also where some objects have none; these are (0, 2) then."""
+        self._hulls: dict[int, npt.NDArray[np.float64]] = {}
+        self._distractor_hulls: dict[int, npt.NDArray[np.float64]] = {}
         self._limits = np.cumsum(chances / chances.sum())
 
     def compose(self, epoch: int, index: int) -> Composed:
         """Return image `index` of an epoch."""
         rng = np.random.default_rng((self.seed, epoch, index, _STREAM))
         scene = self.backgrounds.draw(rng, self.side)
-        placed = self._place(rng, scene)
-        height, width = scene.image.shape[:2]
-        covered = np.zeros((height, width), np.uint8)
-        placed = [one for one in reversed(placed) if self._see(one, covered)][::-1]
-        boxes, classes, outlines = self._label_scene(scene, covered) if len(scene.boxes) else ([], [], [])
-        for one in placed:
-            self._paint(one, scene.image)
-            if one.visible is None:
+        light = draw_light(rng)
+        fronts: list[Placed] = []
+        for one in reversed(self._place(rng, scene)):
+            if self._see(one, fronts):
+                fronts.append(one)
+        boxes, classes, outlines = self._label_scene(scene, fronts)
+        for one in reversed(fronts):
+            self._paint(one, scene.image, light)
+            if one.seen is None:
                 continue
-            seen = one.visible.astype(np.uint8)
-            x, y, w, h = cv2.boundingRect(seen)
+            x, y, w, h = cv2.boundingRect(one.seen)
             if min(w, h) < MIN_BOX_PX:
                 continue
             top, left = one.place[0].start, one.place[1].start
             boxes.append([left + x, top + y, left + x + w, top + y + h])
             classes.append(one.class_id)
             if self.outlines:
-                outlines.append(_outline(seen, left, top))
+                outlines.append(outline_of(one.seen, left, top))
+        whole = self.partial_outlines or all(len(points) for points in outlines)
         return Composed(
             scene.image,
             np.array(boxes, np.float32).reshape(-1, 4),
             np.array(classes, np.int64),
-            outlines if self.outlines and len(outlines) == len(boxes) else [],
+            outlines if self.outlines and whole else [],
         )
 
-    def _place(self, rng: np.random.Generator, scene: Scene) -> list[_Placed]:
+    def _place(self, rng: np.random.Generator, scene: Scene) -> list[Placed]:
         """Draw objects and find a place for each, the later ones in front."""
-        config, bank = self.config, self.bank
-        height, width = scene.image.shape[:2]
+        fewest, most = self.config.objects
+        num_objects = int(rng.integers(fewest, most + 1))
+        are_distractors = np.zeros(num_objects, np.bool_)
+        if self.distractors is not None:
+            fewest, most = self.config.distractors
+            are_distractors = rng.permutation(num_objects + int(rng.integers(fewest, most + 1))) >= num_objects
         taken = scene.boxes.tolist()
         placed = []
-        fewest, most = config.objects
-        for _ in range(int(rng.integers(fewest, most + 1))):
-            which, size, turn, mirror, mode, softness = rng.random(6)
-            spots = rng.random((_TRIES, 2))
-            number = min(int(np.searchsorted(self._limits, which, side="right")), len(bank) - 1)
-            pixels = bank.pixels[number]
-            low, high = config.scale
-            scale = bank.size_per_side[number] * self.side * (low + (high - low) * size)
-            degrees = config.rotation * (2 * turn - 1)
-            sin, cos = abs(np.sin(np.radians(degrees))), abs(np.cos(np.radians(degrees)))
-            h, w = pixels.shape[:2]
-            needed = np.array([w * cos + h * sin, w * sin + h * cos])
-            scale = min(scale, float((_LARGEST * np.array([width, height]) / needed).min()))
-            sprite = transform(pixels, scale, degrees, bool(mirror < config.fliplr))
-            if sprite is None:
-                continue
-            spot = self._spot(sprite, spots, taken, width, height)
-            if spot is None:
-                continue
-            x, y = spot
-            taken.append(_clipped([x, y, x + sprite.width, y + sprite.height], width, height))
-            left, top = x - sprite.x, y - sprite.y
-            sh, sw = sprite.alpha.shape
-            rows, columns = slice(max(top, 0), min(top + sh, height)), slice(max(left, 0), min(left + sw, width))
-            part = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
-            blending = config.blend[int(mode * len(config.blend))]
-            placed.append(_Placed(sprite, int(bank.classes[number]), blending, softness, (rows, columns), part))
+        for is_distractor in are_distractors.tolist():
+            one = self._place_one(rng, is_distractor, taken, *scene.image.shape[:2])
+            if one is not None:
+                placed.append(one)
         return placed
+
+    def _place_one(
+        self, rng: np.random.Generator, is_distractor: bool, taken: list[list[float]], height: int, width: int
+    ) -> Placed | None:
+        """Draw one object and its place; None where there is none. Its box is added to those that are taken."""
+        config = self.config
+        which, size, turn, mirror, mode, soft, *shadow = rng.random(9).tolist()
+        spots = rng.random((_TRIES, 2))
+        if is_distractor and self.distractors is not None:
+            bank, hulls, class_id = self.distractors, self._distractor_hulls, UNLABELLED
+            number = int(which * len(bank))
+        else:
+            bank, hulls = self.bank, self._hulls
+            number = min(int(np.searchsorted(self._limits, which, side="right")), len(bank) - 1)
+            class_id = int(bank.classes[number])
+        pixels = bank.pixels[number]
+        if number not in hulls:
+            hulls[number] = hull_of(pixels)
+        low, high = config.scale
+        scale = bank.size_per_side[number] * self.side * (low + (high - low) * size)
+        degrees = config.rotation * (2 * turn - 1)
+        sin, cos = abs(math.sin(math.radians(degrees))), abs(math.cos(math.radians(degrees)))
+        h, w = pixels.shape[:2]
+        scale = min(scale, _LARGEST * width / (w * cos + h * sin), _LARGEST * height / (w * sin + h * cos))
+        sprite = transform(pixels, scale, degrees, mirror < config.fliplr, hulls[number])
+        spot = None if sprite is None else self._spot(sprite, spots, taken, width, height)
+        if sprite is None or spot is None:
+            return None
+        x, y = spot
+        taken.append([max(x, 0), max(y, 0), min(x + sprite.width, width), min(y + sprite.height, height)])
+        left, top = x - sprite.x, y - sprite.y
+        sh, sw = sprite.alpha.shape
+        rows, columns = slice(max(top, 0), min(top + sh, height)), slice(max(left, 0), min(left + sw, width))
+        part = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+        blending = config.blend[int(mode * len(config.blend))]
+        inside = inside_of(sprite.alpha[part])
+        return Placed(
+            sprite, class_id, blending, soft, tuple(shadow), left, top, (rows, columns), part, inside
+        )  # fmt: skip
 
     def _spot(
         self, sprite: Sprite, spots: npt.NDArray[np.float64], taken: list[list[float]], width: int, height: int
@@ -161,38 +178,38 @@ class Composer:
         if taken:
             limit = np.array([width, height])
             first, last = np.maximum(corners, 0), np.minimum(corners + size, limit)
-            overlaps = _iou(np.hstack([first, last]).astype(np.float64), np.array(taken, np.float64))
+            overlaps = overlaps_of(np.hstack([first, last]).astype(np.float64), np.array(taken, np.float64))
             corners = corners[overlaps.max(axis=1) <= self.config.max_overlap]
         return (int(corners[0, 0]), int(corners[0, 1])) if len(corners) else None
 
-    def _see(self, one: _Placed, covered: Image) -> bool:
-        """Note what of an object can be seen; return whether it is pasted at all.
-
-        Args:
-            one: The object; everything in front of it has been looked at.
-            covered: (h, w) 1 where something lies in front; the object is added.
-        """
-        whole = one.sprite.alpha > 127
-        there = covered[one.place]
-        visible = whole[one.part] & (there == 0)
-        share = int(np.count_nonzero(visible)) / int(np.count_nonzero(whole))
+    def _see(self, one: Placed, fronts: list[Placed]) -> bool:
+        """Note what of an object can be seen behind those in front; return whether it is pasted at all."""
+        if one.class_id == UNLABELLED:
+            return True
+        seen = one.inside.copy()
+        hide(seen, one.place[1].start, one.place[0].start, fronts)
+        is_whole = one.inside.shape == one.sprite.alpha.shape
+        whole = cv2.countNonZero(one.inside if is_whole else inside_of(one.sprite.alpha))
+        share = cv2.countNonZero(seen) / whole
         is_labelled = share >= 1 - self.config.max_occlusion and share > 0
-        if not is_labelled and self.config.hidden == "remove":
-            return False
-        one.visible = visible if is_labelled else None
-        there[visible] = 1
-        return True
+        one.seen = seen if is_labelled else None
+        return is_labelled or self.config.hidden == "keep"
 
-    def _paint(self, one: _Placed, image: Image) -> None:
-        place = image[one.place]
-        colours, alpha = one.sprite.colours[one.part], one.sprite.alpha[one.part]
+    def _paint(self, one: Placed, image: Image, light: Light) -> None:
+        config, sprite, place = self.config, one.sprite, image[one.place]
         if not place.size:
             return
-        if self.config.color_match:
-            colours = match_colour(colours, alpha, place, self.config.color_match)
-        blend(place, np.ascontiguousarray(colours), alpha, one.mode, one.softness)
+        has_shadow, shape, depth = one.shadow
+        if has_shadow < config.shadow:
+            cast_shadow(image, sprite, one.left, one.top, light, shape, depth)
+        colours, alpha = sprite.colours[one.part], sprite.alpha[one.part]
+        if config.color_match:
+            colours = match_colour(colours, alpha, place, config.color_match)
+        if config.light:
+            colours = shade(colours, sprite.alpha.shape, one.part, light, config.light)
+        blend(place, colours, alpha, one.mode, one.soft, sprite.slope)
 
-    def _label_scene(self, scene: Scene, covered: Image) -> tuple[list[list[float]], list[int], list[Floats]]:
+    def _label_scene(self, scene: Scene, fronts: list[Placed]) -> tuple[list[list[float]], list[int], list[Floats]]:
         """Return the labels that a background's own objects have left, made tight where something covers them."""
         boxes: list[list[float]] = []
         classes: list[int] = []
@@ -202,26 +219,26 @@ class Composer:
             outline = scene.outlines[i] if has_outlines else None
             x0, y0 = np.floor(box[:2]).astype(int).tolist()
             x1, y1 = np.ceil(box[2:]).astype(int).tolist()
-            there = covered[y0:y1, x0:x1]
+            free = np.ones((y1 - y0, x1 - x0), np.uint8)
             left = box.tolist()
-            if there.any():
-                own = np.ones_like(there)
+            if hide(free, x0, y0, fronts) and cv2.countNonZero(free) < free.size:
+                own = free
                 if outline is not None:
-                    own[:] = 0
+                    own = np.zeros_like(free)
                     cv2.fillPoly(own, [np.round(outline - (x0, y0)).astype(np.int32)], 1)
-                whole = max(int(np.count_nonzero(own)), 1)
-                own[there > 0] = 0
+                whole = max(cv2.countNonZero(own) if outline is not None else own.size, 1)
+                own &= free
                 x, y, w, h = cv2.boundingRect(own)
-                if np.count_nonzero(own) / whole < 1 - self.config.max_occlusion or min(w, h) < MIN_BOX_PX:
+                if cv2.countNonZero(own) / whole < 1 - self.config.max_occlusion or min(w, h) < MIN_BOX_PX:
                     continue
                 tight = [x0 + x, y0 + y, x0 + x + w, y0 + y + h]
                 left = [max(left[0], tight[0]), max(left[1], tight[1]), min(left[2], tight[2]), min(left[3], tight[3])]
                 if outline is not None:
-                    outline = _outline(own, x0, y0)
+                    outline = outline_of(own, x0, y0)
             boxes.append(left)
             classes.append(int(scene.classes[i]))
-            if self.outlines and outline is not None:
-                outlines.append(outline)
+            if self.outlines:
+                outlines.append(np.zeros((0, 2), np.float32) if outline is None else outline)
         return boxes, classes, outlines
 
 
@@ -241,23 +258,3 @@ def class_chances(bank: ObjectBank, balance: str, real_counts: list[int] | None)
     if balance == "inverse":
         wanted = 1 / (1 + np.array(real_counts or [0] * len(bank.names), np.float64))
     return np.asarray((wanted / np.maximum(of_class, 1))[bank.classes])
-
-
-def _clipped(box: list[int], width: int, height: int) -> list[float]:
-    return [max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height)]
-
-
-def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the overlaps of boxes (n, 4) with boxes (k, 4), of shape (n, k)."""
-    first = np.maximum(one[:, None, :2], other[None, :, :2])
-    last = np.minimum(one[:, None, 2:], other[None, :, 2:])
-    shared = np.maximum(last - first, 0).prod(axis=2)
-    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (one, other)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None, :] - shared, 1e-9))
-
-
-def _outline(seen: Image, left: int, top: int) -> Floats:
-    """Return one polygon around all visible parts, in pixels of the image."""
-    contours, _ = cv2.findContours(seen, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    points = np.concatenate([contour.reshape(-1, 2) for contour in contours]).astype(np.float32)
-    return np.asarray(points + np.array([left, top], np.float32), np.float32)

@@ -1,4 +1,4 @@
-"""Files of cut-outs and backgrounds: found, read and decoded, and what is wrong with each, by name.
+"""Files of cut-outs, masks and backgrounds: found, read and decoded, and what is wrong with each, by name.
 
 `bank` and `backgrounds` build on it. Images are decoded to 8-bit BGR as training decodes them (EXIF rotation; grey,
 16 bit and CMYK converted); only cut-outs keep their alpha.
@@ -24,6 +24,10 @@ MASK_LEVEL = 127
 
 class BadImageError(Exception):
     """An image cannot be used; the text says why."""
+
+
+class EmptyMaskError(BadImageError):
+    """A mask shows no object."""
 
 
 @dataclass
@@ -79,23 +83,35 @@ def decode_cutout(file: SourceFile) -> tuple[Image, Image]:
     Raises:
         BadImageError: There is no object to be had from it.
     """
-    if file.mask is None:
-        pixels = _decode(file.image, cv2.IMREAD_UNCHANGED)
-        if pixels.ndim != 3 or pixels.shape[2] != 4:
-            raise BadImageError("has no alpha channel: a cut-out is a PNG with alpha, or images/ beside masks/")
-        image, levels, what = np.ascontiguousarray(pixels[..., :3]), pixels[..., 3], "alpha"
-    else:
-        image, what = _decode(file.image, cv2.IMREAD_COLOR), "mask"
-        levels = _decode(file.mask, cv2.IMREAD_COLOR).max(axis=2)
-        if levels.shape != image.shape[:2]:
-            sizes = [f"{shape[1]} x {shape[0]}" for shape in (levels.shape, image.shape)]
-            raise BadImageError(f"its mask has {sizes[0]} pixels, the image {sizes[1]}")
+    if file.mask is not None:
+        image = _decode(file.image, cv2.IMREAD_COLOR)
+        return image, decode_mask(file.mask, image)
+    pixels = _decode(file.image, cv2.IMREAD_UNCHANGED)
+    if pixels.ndim != 3 or pixels.shape[2] != 4:
+        raise BadImageError("has no alpha channel: a cut-out is a PNG with alpha, or images/ beside masks/")
+    return np.ascontiguousarray(pixels[..., :3]), _judged(pixels[..., 3], "alpha")
+
+
+def decode_mask(path: Path, image: Image) -> Image:
+    """Return the mask of an image, (height, width): 255 where an object is, or 0.
+
+    Raises:
+        BadImageError: It cannot be decoded, has another size, is empty or full.
+    """
+    levels = _decode(path, cv2.IMREAD_COLOR).max(axis=2)
+    if levels.shape != image.shape[:2]:
+        sizes = [f"{shape[1]} x {shape[0]}" for shape in (levels.shape, image.shape)]
+        raise BadImageError(f"its mask has {sizes[0]} pixels, the image {sizes[1]}")
+    return _judged(levels, "mask")
+
+
+def _judged(levels: Image, what: str) -> Image:
     mask = np.where(levels > MASK_LEVEL, 255, 0).astype(np.uint8)
     if not mask.any():
-        raise BadImageError(f"its {what} is empty: no value above {MASK_LEVEL}, the largest is {int(levels.max())}")
+        raise EmptyMaskError(f"its {what} is empty: no value above {MASK_LEVEL}, the largest is {int(levels.max())}")
     if mask.all():
         raise BadImageError(f"its {what} is full: nothing is cut out")
-    return image, mask
+    return mask
 
 
 def _decode(path: Path, flags: int) -> Image:

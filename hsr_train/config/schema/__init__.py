@@ -22,6 +22,7 @@ from hsr_train.config.schema.common import (
     TensorboardConfig,
 )
 from hsr_train.config.schema.detect import (
+    DEMO_SETS,
     OPTIMIZERS,
     SWA_LEAST_EPOCHS,
     AugmentationConfig,
@@ -40,6 +41,7 @@ AnyExperiment = DetectExperiment | ClassifyExperiment
 
 __all__ = [
     "CLASSIFY_OPTIMIZERS",
+    "DEMO_SETS",
     "MODES",
     "OPTIMIZERS",
     "SWA_LEAST_EPOCHS",

@@ -28,7 +28,9 @@ class TrainConfig:
 
     epochs: int = knob(50, "Passes over the training set.", ge=1)
     batch: int | str = knob(
-        16, "Images per forward pass; auto: from a table by GPU memory and image size; probe: measured."
+        16,
+        "Images per forward pass, of each process where several train together; auto: from a table by GPU memory and "
+        "image size; probe: measured.",
     )
     imgsz: int = knob(640, "Side of the square network input in pixels, a multiple of 32.", ge=32)
     patience: int = knob(10, "Epochs without a better validation fitness before stopping early; 0 never stops.", ge=0)
@@ -48,7 +50,7 @@ class TrainConfig:
     )
     seed: int = knob(0, "Seed of every random draw in training.", ge=0)
     deterministic: bool = knob(True, "Use deterministic kernels: a repeated run is the same.")
-    device: Any = knob("auto", "auto, cpu, a GPU number, or a list of them.")
+    device: Any = knob("auto", "auto, cpu, a GPU number, or a list of them: a process for each.")
     val_batch: int | None = knob(None, "Images per forward pass in validation; default twice train.batch.", ge=1)
     nbs: int = knob(64, "Effective batch in images: gradients accumulate until it is reached.", ge=1)
     time_budget: str | None = knob(None, "Be done in this time: 90s, 45min, 2h; decides the epochs, as they go.")
@@ -101,12 +103,18 @@ class AugmentationConfig:
     copy_paste_mode: str = knob("flip", "How copy_paste finds objects.", choices=("flip", "mixup"))
 
 
+DEMO_SETS = {"demo": "data.yaml", "demo-few": "few.yaml"}
+"""Words for `data.path`: the built-in sets, each with the file that describes it in the folder that is drawn."""
+
+
 @dataclass
 class DataConfig(DividedDataConfig):
     """The images and labels."""
 
     path: str = knob(
-        "demo", "data.yaml of a YOLO set; demo is the built-in set. mode=predict: an image, folder or video."
+        "demo",
+        "data.yaml of a YOLO set; demo is the built-in set, demo-few that with ten training images of each class. "
+        "mode=predict: an image, folder or video.",
     )
     groups: str | None = knob(
         None,
@@ -167,6 +175,11 @@ class DetectExperiment(Experiment):
 
     RATE_KEY: ClassVar[str] = "optimizer.lr0"
     PRECISION: ClassVar[tuple[str, Any, Any]] = ("train.amp", True, False)
+
+    @property
+    def not_shared(self) -> tuple[str, str, str] | None:
+        """See the parent; any detector can be trained by several processes."""
+        return None
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

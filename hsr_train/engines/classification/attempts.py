@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +12,13 @@ from hsr_train.engines.classification.checkpoint import write_weights
 from hsr_train.engines.classification.keeping import Keeper, Silent
 from hsr_train.engines.classification.loop import Loop
 from hsr_train.engines.classification.records import Records
-from hsr_train.engines.classification.together import Together
 from hsr_train.engines.classification.training import Training
-from hsr_train.engines.memory import cause_of, persevere
+from hsr_train.engines.memory import persevere
 from hsr_train.engines.states import Saver, newest_state, require_space
-from hsr_train.errors import RunError
+from hsr_train.engines.together import Together, shortage_named
 from hsr_train.pace import Pace
 from hsr_train.processes import command
-from hsr_train.recovery import START, DivergedError, Recovery
+from hsr_train.recovery import START, Recovery
 from hsr_train.run.results import last_epoch
 
 log = logging.getLogger(__name__)
@@ -66,7 +63,7 @@ class Attempts:
             "%d processes share each batch of %d x %d images",
             self.together.count, self.together.count, self.experiment.train.batch,
         )  # fmt: skip
-        with shortage_named(self.together, self.experiment, self.context.recovery):
+        with shortage_named(self.together, self.context.recovery, _remedy(self.experiment)):
             trained = self.next()
         self.together.leave()
         return trained
@@ -149,7 +146,7 @@ def assist(experiment: ClassifyExperiment, device: str) -> None:
     experiment, inputs, changes, state = together.of_first(nothing)
     inputs.device = device
     recovery = Recovery(experiment, lambda _: None, list(changes))
-    with shortage_named(together, experiment, recovery):
+    with shortage_named(together, recovery, _remedy(experiment)):
         training = Training(experiment, inputs, recovery, state, together)
         try:
             if not _is_over(training):
@@ -159,28 +156,10 @@ def assist(experiment: ClassifyExperiment, device: str) -> None:
     together.leave()
 
 
-@contextmanager
-def shortage_named(together: Together, experiment: ClassifyExperiment, recovery: Recovery) -> Iterator[None]:
-    """Say in one line what to do about a shortage in one of several processes.
-
-    Raises:
-        RunError: Instead of the shortage.
-    """
-    try:
-        yield
-    except Exception as error:
-        cause = cause_of(error)
-        if cause is None:
-            raise
-        if isinstance(error, DivergedError):
-            recovery.config.enabled = False  # says what to type, without going back
-            recovery.take(cause, rate=error.rate)
-        batch, steps = experiment.train.batch, experiment.trainer.gradient_accumulation_steps
-        remedy = f"train.batch={max(batch // 2, 1)} trainer.gradient_accumulation_steps={2 * steps}"
-        raise RunError(
-            f"{cause[0].upper()}{cause[1:]} in process {together.rank} of {together.count}, in epoch {recovery.epoch} "
-            f"({recovery.place}). Several processes cannot go back together: start again with {remedy}"
-        ) from error
+def _remedy(experiment: ClassifyExperiment) -> str:
+    """Return what needs less memory and makes the same steps."""
+    batch, steps = experiment.train.batch, experiment.trainer.gradient_accumulation_steps
+    return f"train.batch={max(batch // 2, 1)} trainer.gradient_accumulation_steps={2 * steps}"
 
 
 def _is_over(training: Training) -> bool:

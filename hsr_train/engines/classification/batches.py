@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+from hsr_train.engines.together import Share
+
 SampleKey = tuple[int, int]
 """Epoch and index."""
 
@@ -52,37 +54,6 @@ def part_sizes(size: int, most: int, least: int = 1) -> list[int]:
     """
     count = max(1, min(-(-size // most), size // least))
     return [size // count + (i < size % count) for i in range(count)]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one of several processes takes of each batch: every `count`-th image. All shares are of one size.
-
-    Attributes:
-        rank: The process's number, from 0.
-        count: How many processes there are.
-    """
-
-    rank: int = 0
-    count: int = 1
-
-    def size(self, batch_size: int, least: int) -> int:
-        """Return the size of each share; with more places than images, some images fill a place without counting."""
-        return max(-(-batch_size // self.count), least) if self.count > 1 else batch_size
-
-    def real(self, batch_size: int) -> int:
-        """Return how many images of this share count; they stand before those that do not."""
-        return len(range(self.rank, batch_size, self.count))
-
-    def of(self, batch: np.ndarray, least: int) -> np.ndarray:
-        """Return this share of a batch's indices."""
-        if self.count == 1:
-            return batch
-        own = batch[self.rank :: self.count]
-        return np.concatenate([own, np.resize(batch, self.size(len(batch), least) - len(own))])
-
-
-WHOLE = Share()
 
 
 class EndlessBatches(Sampler[list[SampleKey]]):

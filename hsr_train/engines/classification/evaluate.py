@@ -14,7 +14,7 @@ from torch import nn
 
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.samples import normalise
-from hsr_train.engines.classification.together import Together
+from hsr_train.engines.together import Together
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """How a training step is made (`trainer=`): precision, the scaling of the loss that float16 needs, several processes.
 
 The loop calls a policy and knows nothing of it; that of trainer=dp is in `privacy.py`. accelerate carries them; only
-this file and `together.py` import it.
+this file imports it.
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ from hsr_train.engines.classification.policy import load_accelerate, mixed_dtype
 from hsr_train.engines.classification.predict import find_images
 from hsr_train.engines.classification.reports import load_metrics
 from hsr_train.engines.classification.samples import cached_bytes
+from hsr_train.engines.devices import own_device
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
-from hsr_train.hardware import Machine, choose_cache, choose_workers, parse_device, pin_cuda_order, resolve_device
-from hsr_train.processes import local_rank, num_processes
+from hsr_train.hardware import Machine, choose_cache, choose_workers, pin_cuda_order
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -107,18 +107,12 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
 
 
 def decide_device(experiment: ClassifyExperiment, machine: Machine, decisions: Decisions) -> str:
-    """Return where this process trains, such as cuda:0; of several processes each has a GPU of its own.
+    """Return where this process trains, such as cuda:0, and decide what of mixed precision depends on it.
 
     Raises:
-        InputError: `train.device` names a GPU that is not there, or there are too few.
+        InputError: See `devices.own_device`.
     """
-    if num_processes() > 1:
-        device = _own_device(experiment, machine, decisions)
-    else:
-        device, decision = resolve_device(machine, experiment.train.device, decisions)
-        if experiment.train.device != decision.value:
-            decisions.record(decision.key, decision.value, decision.reason)
-        experiment.train.device = decision.value
+    device = own_device(experiment, machine, decisions)
     trainer, mixed = experiment.trainer, mixed_dtype(experiment)
     if device == "cpu" and mixed == "float16":
         trainer.amp_dtype = "bfloat16"
@@ -126,22 +120,6 @@ def decide_device(experiment: ClassifyExperiment, machine: Machine, decisions: D
     if device == "cpu" and mixed is not None:
         log.warning("Mixed precision is for GPUs: most CPUs are much slower with it than with trainer=standard")
     return device
-
-
-def _own_device(experiment: ClassifyExperiment, machine: Machine, decisions: Decisions) -> str:
-    typed = experiment.train.device
-    if typed == "cpu" or not machine.gpus:
-        resolve_device(machine, typed)  # refuses a GPU that is not there
-        return "cpu"
-    if "train.device" in experiment.origin.typed and parse_device(typed) != "auto":
-        allowed = "each of several processes takes the GPU that its launcher gave it"
-        remedy = "leave it out, and name them for the launcher: accelerate launch --gpu_ids 0,1 ..."
-        raise InputError(Problem("train.device", str(typed), allowed, remedy))
-    if local_rank() >= len(machine.gpus):
-        allowed = f"process {local_rank()} finds no GPU of its own; there are {len(machine.gpus)}"
-        raise InputError(Problem("train.device", str(typed), allowed, f"--num_processes {len(machine.gpus)}"))
-    decisions.record("train.device", f"cuda:{local_rank()}", "a GPU for each process, as its launcher numbers them")
-    return f"cuda:{local_rank()}"
 
 
 def _check_freeze(experiment: ClassifyExperiment) -> list[Problem]:

@@ -28,8 +28,9 @@ from torchvision.transforms import v2
 from hsr_train.config.schema.classify import ClassifyAugmentationConfig
 from hsr_train.data.images import quiet_decoder
 from hsr_train.engines.classification.augment import Picture, View, drawing
-from hsr_train.engines.classification.batches import WHOLE, EndlessBatches, Poisson, SampleKey, Share, part_sizes
+from hsr_train.engines.classification.batches import EndlessBatches, Poisson, SampleKey, part_sizes
 from hsr_train.engines.loader_start import heed_stops, stops_held
+from hsr_train.engines.together import WHOLE, Share
 from hsr_train.errors import RunError
 
 _MIXING = 1  # sets the draws of a batch apart from those of a sample

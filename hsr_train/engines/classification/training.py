@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hsr_train.config.schema import ClassifyExperiment, ClassifyOptimizerConfig
 from hsr_train.data.class_set import ClassificationSet, ClassSplit
-from hsr_train.engines.classification.batches import Poisson, Share
+from hsr_train.engines.classification.batches import Poisson
 from hsr_train.engines.classification.inputs import ClassifyInputs
 from hsr_train.engines.classification.models import build, freeze, needs_two
 from hsr_train.engines.classification.policy import Policy, SharedPolicy
@@ -26,9 +26,9 @@ from hsr_train.engines.classification.privacy import (
     steps_per_epoch,
 )
 from hsr_train.engines.classification.samples import EpochLoader, ImageSamples, Mixing, make_loader
-from hsr_train.engines.classification.together import Together
 from hsr_train.engines.classification.weights import FORMAT, load_into, read
 from hsr_train.engines.states import STATE_VERSION, copied, random_state, restore_random_state
+from hsr_train.engines.together import Together
 from hsr_train.recovery import Recovery
 
 
@@ -71,7 +71,7 @@ class Training:
         self.experiment, self.inputs, self.dataset = experiment, inputs, inputs.dataset
         self.device = torch.device(inputs.device)
         self.together = together
-        self.share = Share(together.rank, together.count)
+        self.share = together.share
         self.batch: int = recovery.initial("train.batch") * together.count
         self.measured_imgsz: int = recovery.initial("train.imgsz")
         self.lr: float = experiment.optimizer.lr

@@ -6,17 +6,23 @@ The first attempt of a resumed run, the next one after a rung of the ladder, and
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import Plan, RunContext
+from hsr_train.engines.detection.assisting import AssistingLoop
 from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.loop import Loop, write_weights
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.trainer import RunTrainer
+from hsr_train.engines.memory import persevere
 from hsr_train.engines.states import Saver, newest_state, require_space
-from hsr_train.recovery import START
+from hsr_train.engines.together import Together, shortage_named
+from hsr_train.recovery import START, Recovery
+from hsr_train.run.directory import RunDirectory
 from hsr_train.run.results import last_epoch
 
 log = logging.getLogger(__name__)
@@ -43,7 +49,24 @@ class Attempts:
     def __init__(self, plan: Plan, context: RunContext) -> None:
         assert isinstance(plan.experiment, DetectExperiment)
         self.experiment, self.inputs, self.context = plan.experiment, plan.inputs, context
+        self.together = Together(self.inputs.device)
         self._purge = context.resuming
+
+    def all(self) -> Trained:
+        """Make attempts until one succeeds.
+
+        Raises:
+            RunError: Nothing is left to give up; or memory ran out in one of several processes, which cannot go back
+                together.
+        """
+        together, train = self.together, self.experiment.train
+        if together.count == 1:
+            return persevere(self.next, self.context.recovery)
+        log.info("%d processes share each batch of %d x %d images", together.count, together.count, train.batch)
+        with shortage_named(together, self.context.recovery, _remedy(self.experiment)):
+            trained = self.next()
+        together.leave()
+        return trained
 
     def next(self) -> Trained:
         """Train from the newest state to the end."""
@@ -57,8 +80,10 @@ class Attempts:
             log.info("Going on after epoch %d of %d", done, experiment.train.epochs)
         elif self._purge:
             log.info("There is no state yet: training begins at epoch 1")
+        self._say_if_others(state)
+        self.together.of_first((experiment, self.inputs, recovery.changes, recovery.stride, state))
         with Saver() as saver:
-            trainer = RunTrainer(experiment, self.inputs, context.run, recovery, state)
+            trainer = RunTrainer(experiment, self.inputs, context.run, recovery, state, self.together)
             try:
                 require_space(trainer.model, context.run)
                 extended = _extend(trainer, state) if state and not context.pace.is_limited else False
@@ -88,6 +113,47 @@ class Attempts:
         recovery.stop_if_due()  # a reproduction may have to repeat an extension
         return Trained(epochs, loop.best_epoch, monitor)
 
+    def _say_if_others(self, state: dict[str, Any] | None) -> None:
+        before, now = state.get("processes", 1) if state else self.together.count, self.together.count
+        if before != now:
+            log.warning("%d processes trained this run before, %d do now: its batches are others", before, now)
+
+
+def assist(experiment: DetectExperiment, device: str) -> None:
+    """Do this process's share of the training that the first process leads.
+
+    Args:
+        experiment: As composed here; what counts comes from the first process.
+        device: Where this process trains.
+
+    Raises:
+        RunError: Memory ran out here, or another process has ended.
+    """
+    together = Together(device)
+    nothing: Any = (experiment, None, [], 32, None)
+    experiment, inputs, changes, stride, state = together.of_first(nothing)
+    recovery = Recovery(experiment, lambda _: None, list(changes), stride=stride)
+    with (
+        shortage_named(together, recovery, _remedy(experiment)),
+        TemporaryDirectory(prefix="hsr_train_") as folder,
+        Saver() as saver,
+    ):
+        run = RunDirectory(Path(folder))  # where the library would write
+        for place in (run.plots, run.weights):
+            place.mkdir()
+        trainer = RunTrainer(experiment, replace(inputs, device=device), run, recovery, state, together)
+        try:
+            if not (state and state["stopped"] and not _extend(trainer, state)):
+                AssistingLoop(trainer, experiment, recovery, saver).train()
+        finally:
+            trainer.close()
+    together.leave()
+
+
+def _remedy(experiment: DetectExperiment) -> str:
+    """Return what needs less memory and makes the same steps: train.nbs images, as before."""
+    return f"train.batch={max(int(experiment.train.batch) // 2, 1)}"
+
 
 def _extend(trainer: RunTrainer, state: dict[str, Any]) -> bool:
     """Say what a run with more epochs than its state was made for does with them; return whether it has more."""
@@ -100,4 +166,6 @@ def _extend(trainer: RunTrainer, state: dict[str, Any]) -> bool:
         "mosaic is off in the last %d of them, and patience counts anew",
         before, now, done + 1, now, trainer.args.close_mosaic,
     )  # fmt: skip
+    if trainer.composition is not None:
+        log.info("Composed images, too, are from there on as many as a run of %d epochs has", now)
     return True

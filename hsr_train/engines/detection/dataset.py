@@ -1,7 +1,7 @@
 """Images and labels for ultralytics, as pure functions of (seed, epoch, index).
 
 `RunDataset` takes what `data/` has checked instead of scanning folders, so nothing is written beside the user's
-files; `EpochSampler` tells each sample its epoch, since loader workers prefetch the next epoch before this one ends.
+files; `batches` tells each sample its epoch, since loader workers prefetch the next epoch before this one ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from hsr_train.data.detection_set import DetectionSplit
+from hsr_train.engines.detection.batches import EpochSampler, SampleKey, SplitBatches, epoch_order
+from hsr_train.engines.detection.composition import SOURCE, classes_of
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.loader_start import heed_stops, stops_held
+from hsr_train.engines.together import WHOLE, Share
 from hsr_train.run.atomic import atomic_path
 from hsr_train.synthesis import Composed, Composer, TrainingBackgrounds
 
@@ -44,7 +46,6 @@ def _bar(*args: Any, **kwargs: Any) -> Any:
 
 base_module.TQDM = _bar
 
-SampleKey = tuple[int, int]
 _MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
 MOSAIC_WINDOW = 64
 """Mosaic partners are at most half of this many places away in the epoch's order, so that each was decoded, or will be
@@ -56,60 +57,6 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
     words = np.random.SeedSequence((seed, epoch, index)).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-
-
-def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Return the indices of a shuffled epoch, of shape (num_samples,)."""
-    return np.random.default_rng((seed, epoch)).permutation(num_samples)
-
-
-class EpochSampler(Sampler[SampleKey]):
-    """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
-
-    Each `iter()` is the next epoch; the loader calls it without end.
-    """
-
-    def __init__(self, num_samples: int, seed: int, start_epoch: int = 0, shuffle: bool = True) -> None:
-        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
-        self.next_epoch = start_epoch
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
-        order = epoch_order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
-        return iter([(epoch, int(i)) for i in order])
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-
-class SplitBatches(Sampler[list[SampleKey]]):
-    """Batches of a size, each handed over in nearly equal parts of at most `at_once` samples.
-
-    No part crosses the border of a batch, so that whatever memory allows, gradients add up over the same images.
-    """
-
-    def __init__(self, sampler: EpochSampler, batch_size: int, at_once: int) -> None:
-        self.sampler, self.batch_size, self.at_once = sampler, batch_size, at_once
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        keys = list(self.sampler)
-        start = 0
-        for size in self._sizes():
-            yield keys[start : start + size]
-            start += size
-
-    def __len__(self) -> int:
-        return len(self._sizes())
-
-    def _sizes(self) -> list[int]:
-        """Return the sizes of an epoch's parts."""
-        whole, rest = divmod(len(self.sampler), self.batch_size)
-        return _parts(self.batch_size, self.at_once) * whole + _parts(rest, self.at_once)
-
-
-def _parts(size: int, most: int) -> list[int]:
-    count = -(-size // most)
-    return [size // count + (i < size % count) for i in range(count)]
 
 
 PREFETCHED = 4
@@ -129,7 +76,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         stride: Largest stride of the model in pixels.
         names: Class names by id.
         composer: Composes images, which come after the real ones: index n is the first after n real ones.
-        num_composed: Composed images in each epoch.
+        num_composed: Tells how many composed images an epoch (from 0) has: the first one has the most.
         rect: Pad to each batch's own shape instead of to a square; default: only without augmentation.
     """
 
@@ -146,12 +93,13 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
         names: list[str],
         rect: bool | None = None,
         composer: Composer | None = None,
-        num_composed: int = 0,
+        num_composed: Callable[[int], int] | None = None,
     ) -> None:
         self._split = split
-        self._composer, self._num_composed = composer, num_composed if composer is not None else 0
+        self.composer, self.num_composed = composer, num_composed if composer is not None else None
         self._composed: OrderedDict[SampleKey, Composed] = OrderedDict()
         self._epoch = 0
+        self._source: tuple[bool, np.ndarray] | None = None
         self._seed = int(hyp.seed)
         # Shared, so that the loader's workers see it change.
         self._open_epochs = torch.tensor(open_epochs)
@@ -177,9 +125,7 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
             task="detect",
         )
         self.npy_files = self._in_order(self._cached_files)
-        # In images, not cached in RAM; real and composed ones share what is kept.
-        self.max_buffer_length = min(len(self), 2 * MOSAIC_WINDOW) * self.ni // len(self) if augment else 0
-        self._most_composed = min(len(self), 2 * MOSAIC_WINDOW) - self.max_buffer_length
+        self._share_memory(len(self))
         if composer is not None and isinstance(composer.backgrounds, TrainingBackgrounds):
             composer.backgrounds.load = self._decoded
         if augment:
@@ -268,17 +214,31 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
             seed_sample(self._seed, epoch, index)
             self.transforms: Any = self._mixing if epoch < int(self._open_epochs) else self._plain
             self._look_around(epoch, index)
+        self._source = None
         sample: dict[str, Any] = super().__getitem__(index)
+        if self.composer is not None:
+            sample[SOURCE] = self._source
         return sample
 
     def __len__(self) -> int:
-        return int(self.ni) + self._num_composed
+        return self.num_samples(0)
+
+    def num_samples(self, epoch: int) -> int:
+        """Return the number of images in an epoch, counted from 0."""
+        return int(self.ni) + (self.num_composed(epoch) if self.num_composed is not None else 0)
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Return a real image, or the composed one of this epoch, with its labels."""
-        if index < self.ni:
-            label: dict[str, Any] = super().get_image_and_label(index)
-            return label
+        label = self._real(index) if index < self.ni else self._made(index)
+        if self._source is None:  # the sample's own image is asked for first, then those that it is mixed with
+            self._source = index >= self.ni, classes_of(label["cls"])
+        return label
+
+    def _real(self, index: int) -> dict[str, Any]:
+        label: dict[str, Any] = super().get_image_and_label(index)
+        return label
+
+    def _made(self, index: int) -> dict[str, Any]:
         image, boxes, classes, outlines = self._compose(index - self.ni)
         size = np.array([image.shape[1], image.shape[0]], np.float32)
         sides = (boxes[:, 2:] - boxes[:, :2]) / size
@@ -301,9 +261,9 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
 
     def _compose(self, number: int) -> Composed:
         """Compose an image, or return it from those that were composed last: mosaic asks for its neighbours again."""
-        assert self._composer is not None
+        assert self.composer is not None
         key = (self._epoch, number)
-        found = self._composed.pop(key, None) or self._composer.compose(*key)
+        found = self._composed.pop(key, None) or self.composer.compose(*key)
         self._composed[key] = found
         while len(self._composed) > max(self._most_composed, 1):
             self._composed.popitem(last=False)
@@ -316,11 +276,18 @@ class RunDataset(YOLODataset):  # type: ignore[misc]
     def _look_around(self, epoch: int, index: int) -> None:
         """Find the indices from which mosaic draws the partners of a sample: its neighbours in the epoch's order."""
         if epoch != self._ordered_epoch:
-            self._order = epoch_order(self._seed, epoch, len(self))
+            self._order = epoch_order(self._seed, epoch, self.num_samples(epoch))
             self._place = np.argsort(self._order)
             self._ordered_epoch = epoch
-        first = min(max(int(self._place[index]) - MOSAIC_WINDOW // 2, 0), max(len(self) - MOSAIC_WINDOW, 0))
+            self._share_memory(len(self._order))
+        first = min(max(int(self._place[index]) - MOSAIC_WINDOW // 2, 0), max(len(self._order) - MOSAIC_WINDOW, 0))
         self._neighbours = self._order[first : first + MOSAIC_WINDOW].tolist()
+
+    def _share_memory(self, num_samples: int) -> None:
+        """Let real and composed images share what is kept of an epoch, as far as they are not cached in RAM."""
+        kept = min(num_samples, 2 * MOSAIC_WINDOW)
+        self.max_buffer_length = kept * self.ni // num_samples if self.augment else 0
+        self._most_composed = kept - self.max_buffer_length
 
     def _draw_partners(self, count: int) -> list[int]:
         return random.choices(self._neighbours, k=count)
@@ -357,6 +324,11 @@ class _Loader(InfiniteDataLoader):  # type: ignore[misc]
         with stops_held():
             return super()._get_iterator()
 
+    def renew(self, epoch: int) -> None:
+        """Go on with an epoch, counted from 0, as the data set is now: nothing that was made ahead stays."""
+        self.reset()
+        self.sampler.epoch = self.sampler.next_epoch = epoch
+
 
 def make_loader(
     dataset: RunDataset,
@@ -368,8 +340,11 @@ def make_loader(
     shuffle: bool,
     start_epoch: int,
     pin: bool,
+    share: Share = WHOLE,
 ) -> Any:
     """Return an endless loader whose workers live as long as it does; one `iter()` is one epoch.
+
+    Where epochs differ in their number of images, `loader.sampler.epoch` is to be set before each.
 
     Args:
         dataset: Where samples come from.
@@ -380,8 +355,9 @@ def make_loader(
         shuffle: Whether the order is drawn anew for each epoch.
         start_epoch: The first epoch, counted from 0.
         pin: Whether batches are put where a GPU copies from fastest.
+        share: What this process takes of each batch, of several that train together.
     """
-    sampler = EpochSampler(len(dataset), seed, start_epoch, shuffle)
+    sampler = EpochSampler(dataset.num_samples, seed, start_epoch, shuffle)
     loader = _Loader(
         dataset=dataset,
         batch_size=min(batch_size, len(dataset)),
@@ -394,5 +370,5 @@ def make_loader(
         generator=torch.Generator().manual_seed(seed),
     )
     # Put in afterwards, as the library puts in its own: its trainer asks the loader for batch_size and sampler.
-    object.__setattr__(loader, "batch_sampler", _RepeatSampler(SplitBatches(sampler, batch_size, at_once)))
+    object.__setattr__(loader, "batch_sampler", _RepeatSampler(SplitBatches(sampler, batch_size, at_once, share)))
     return loader

@@ -13,17 +13,19 @@ from hsr_train.data.detection_folds import write_detection_splits
 from hsr_train.data.detection_splits import list_detection_folds
 from hsr_train.decisions import Decisions
 from hsr_train.engines.base import Plan, Result, RunContext
-from hsr_train.engines.detection.attempts import Attempts
+from hsr_train.engines.detection.attempts import Attempts, assist
 from hsr_train.engines.detection.averaging import recalibrated, serialized
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
 from hsr_train.engines.detection.export import ExportError, export_model
+from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
 from hsr_train.engines.detection.synthetic import write_composed_set, write_preview
+from hsr_train.engines.devices import own_device
 from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
-from hsr_train.hardware import Machine
+from hsr_train.hardware import Machine, pin_cuda_order
 from hsr_train.pace import Ending
 from hsr_train.recovery import EXPORT, FINAL_EVALUATION
 from hsr_train.run.atomic import write_bytes, write_json, write_text
@@ -60,8 +62,7 @@ class DetectionEngine:
         """Train from the start or from the newest state, evaluate best.pt and export it."""
         run, recovery = context.run, context.recovery
         context.pace.expect(self._ending(plan, context))
-        attempts = Attempts(plan, context)
-        trained = persevere(attempts.next, recovery)
+        trained = Attempts(plan, context).all()
         recovery.at(FINAL_EVALUATION, trained.epochs)
         log.info("Evaluating best.pt (epoch %d)", trained.best_epoch)
         best = persevere(lambda: self._evaluate(plan, context, run.weights / "best.pt", "val", run.plots), recovery)
@@ -89,7 +90,7 @@ class DetectionEngine:
                 "per_class": best.per_class,
                 "speed_ms": best.speed_ms,
                 **({} if averaged is None else {"swa": averaged}),
-                **self._composed(plan),
+                **self._composed(plan, trained.monitor),
                 **({} if fold is None else {"fold": fold, "splits": {s: found.metrics for s, found in splits.items()}}),
             },
         )
@@ -108,6 +109,11 @@ class DetectionEngine:
             if formats
             else None,
         )
+
+    def assist(self, experiment: DetectExperiment, machine: Machine) -> None:
+        """See `attempts.assist`."""
+        pin_cuda_order()
+        assist(experiment, own_device(experiment, machine, Decisions()))
 
     def validate(self, plan: Plan, context: RunContext) -> Result:
         """Evaluate given weights on `data.split`."""
@@ -157,10 +163,10 @@ class DetectionEngine:
         return Result(run_dir=context.run.path, exports=exports, failure=failure)
 
     def preview(self, plan: Plan, context: RunContext) -> Result:
-        """Write a picture of composed images beside real ones."""
+        """Write a picture of composed images beside real ones, and one of the cut-outs."""
         train, path = plan.experiment.train, context.run.path / "preview.png"
         write_preview(plan.inputs.synthesis, path, side=train.imgsz, seed=train.seed)
-        log.info("Look at %s", path)
+        log.info("Look at %s, and at cutouts.png beside it", path)
         return Result(run_dir=context.run.path)
 
     def synthesize(self, plan: Plan) -> list[str]:
@@ -212,13 +218,14 @@ class DetectionEngine:
             log.info("The averaged weights are not better and not kept: mAP50-95 %.4f, best.pt %.4f", ours, theirs)
         return {"epochs": kept["epochs"], "metrics": found.metrics, "kept": is_better}
 
-    def _composed(self, plan: Plan) -> dict[str, Any]:
-        """Return how many images of an epoch were real and how many composed, if any were."""
+    def _composed(self, plan: Plan, monitor: Monitor) -> dict[str, Any]:
+        """Return how many images of the first epoch were real and how many composed, if any were, and all of each."""
         synthesis = plan.inputs.synthesis
         if synthesis is None:
             return {}
         real = len(plan.inputs.dataset.splits["train"])
-        return {"synthetic": {"real": real, "composed": synthesis.num_composed}}
+        images = monitor.images_per_epoch()
+        return {"synthetic": {"real": real, "composed": synthesis.num_composed, "images_per_epoch": images}}
 
     def _test(self, plan: Plan, context: RunContext) -> Evaluation:
         """Evaluate best.pt on the test set, which all folds share."""

@@ -10,6 +10,7 @@ What it does by default, and what is done here (ultralytics 8.4):
   they are named, and it downloads nothing;
 - runs exported files through onnxruntime, which reports its use to its makers: switched off;
 - unpickles whatever a checkpoint names: restricted to its own allow-list of model classes;
+- takes part in a training of several processes by itself: it is told that it is alone;
 - logs to standard output in its own format: forwarded to our logger, its information as debug.
 """
 
@@ -22,6 +23,8 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,8 @@ def bring_up() -> None:
     if _PREFIX in os.environ.get("MPLCONFIGDIR", _PREFIX):  # unset, or of a parent process of ours
         os.environ["MPLCONFIGDIR"] = str(folder)  # else matplotlib writes its list of fonts into the home
 
-    import ultralytics.utils as utils
+    with _alone():
+        import ultralytics.utils as utils
     from ultralytics.utils import callbacks, downloads
 
     _provide_fonts(Path(utils.USER_CONFIG_DIR))
@@ -64,6 +68,16 @@ def bring_up() -> None:
     downloads.safe_download = _refuse_download
     _forward_log(utils.LOGGER)
     _ready = True
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hide from the library that this is one of several processes: what they share is our matter (`sharing.py`)."""
+    hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _refuse_download(url: str, *args: Any, **kwargs: Any) -> None:

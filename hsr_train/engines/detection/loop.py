@@ -23,6 +23,7 @@ from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
 from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.checkpoint import WeightsFile
+from hsr_train.engines.detection.composition import is_shown
 from hsr_train.engines.detection.dataset import PREFETCHED
 from hsr_train.engines.detection.evaluate import metrics_of
 from hsr_train.engines.detection.layer_rates import FACTOR
@@ -48,8 +49,9 @@ NUM_SAMPLE_BATCHES = 3
 
 @dataclass
 class EpochTimes:
-    """Seconds of one epoch: in all, waiting for the loader, validating, saving."""
+    """Images of one epoch, and its seconds: training in all, waiting for the loader, validating, saving."""
 
+    images: int = 0
     train_s: float = 0.0
     wait_s: float = 0.0
     val_s: float = 0.0
@@ -70,6 +72,8 @@ class Loop:
         average: Of the last epochs' weights; collects if train.swa is on.
     """
 
+    has_records = True
+
     def __init__(
         self,
         trainer: RunTrainer,
@@ -84,19 +88,7 @@ class Loop:
         self.context, self.run, self.recovery, self.saver = context, context.run, context.recovery, saver
         self.pace, self.best_epoch, self.average = context.pace, best_epoch, average
         self.is_cut = False  # the time was up in mid-epoch
-        args, batch, images = trainer.args, trainer.batch_size, trainer.images_per_epoch
-        self.schedule = Schedule(
-            epochs=trainer.epochs,
-            num_images=images,
-            batch=batch,
-            effective_batch=effective_batch(batch, args.nbs, images),
-            lrf=args.lrf,
-            cosine=bool(args.cos_lr),
-            warmup_epochs=args.warmup_epochs,
-            warmup_bias_lr=args.warmup_bias_lr,
-            warmup_momentum=args.warmup_momentum,
-            momentum=args.momentum,
-        )
+        self.schedule = schedule_of(trainer)
 
     def train(self) -> int:
         """Run the remaining epochs and return how many were completed in all."""
@@ -113,7 +105,7 @@ class Loop:
         while (epoch := epoch + 1) < trainer.epochs:  # which a time budget may change
             self.recovery.at(TRAINING_STEP, epoch + 1)
             self.recovery.stop_if_due()
-            self.context.require_records()
+            self._require_records()
             self.pace.begin()
             started = time.perf_counter()
             times = EpochTimes()
@@ -127,20 +119,21 @@ class Loop:
     def _train_epoch(self, epoch: int, times: EpochTimes) -> dict[str, float]:
         """Train one epoch and return the mean of each loss over its batches."""
         trainer = self.trainer
-        trainer.epoch = epoch
+        trainer.epoch = trainer.train_loader.sampler.epoch = epoch
         trainer._model_train()
         means: dict[str, torch.Tensor] = {}
-        images, pending = 0, 0
-        shows_samples = epoch in (0, self.schedule.epochs - trainer.args.close_mosaic)
+        images, pending = 0, 0  # of all processes that share the batches
+        shows_samples = epoch in (0, self.schedule.epochs - trainer.args.close_mosaic) and self.has_records
         bar = self._bar(epoch)
-        for number, batch in enumerate(_timed(trainer.train_loader, times)):
+        for number, (num_images, batch) in enumerate(_parts(trainer, times)):
             self.saver.check()
-            num_images = int(batch["img"].shape[0])
+            if trainer.sources is not None and batch is not None:
+                trainer.sources.count(batch)
             first = images - images % trainer.batch_size  # of the batch, if memory allows only a part of it at once
             progress = self.schedule.warmup_progress(epoch, first)
             self._set_rates(epoch, progress)
             trainer.seed_step(epoch, first)
-            items = self.backward(batch)
+            items = self.backward(batch) if batch is not None else self._skip(means)
             means = {k: (means[k] * number + v) / (number + 1) if means else v for k, v in items.items()}
             images += num_images
             pending += num_images
@@ -150,18 +143,22 @@ class Loop:
                 self.recovery.at(TRAINING_STEP)
                 pending = 0
                 self.is_cut = images < trainer.images_per_epoch and self._must_end(images)
-            if shows_samples and number < NUM_SAMPLE_BATCHES:
+            if shows_samples and batch is not None and number < NUM_SAMPLE_BATCHES:
                 trainer.plot_training_samples(batch, number + epoch * len(trainer.train_loader))
-            self._advance(bar, means, batch)
+            if batch is not None:
+                self._advance(bar, means, batch)
             if self.is_cut:
                 break
         bar.close()
+        times.images = images
         if shows_samples:
             self.monitor.pictures(self.run.plots, "train_batch*.jpg", "train_samples", epoch + 1)
         criterion = unwrap_model(trainer.model).criterion
         if hasattr(criterion, "update"):
             criterion.update()
-        losses = {k: float(v) for k, v in means.items()}
+        if trainer.sources is not None:
+            trainer.sources.end_epoch(trainer.together)
+        losses = _sums(trainer.together.of_all({k: float(v) for k, v in means.items()}))
         self._refuse_divergence(epoch, losses)
         return losses
 
@@ -178,11 +175,13 @@ class Loop:
     def _replan(self, done: int, epoch_s: float, val_s: float) -> None:
         """Let the time that is left decide how many epochs there are, and the schedule follow."""
         trainer, before = self.trainer, self.trainer.epochs
-        epochs = done if self.is_cut else self.pace.plan(done, before, epoch_s, val_s)
+        epochs = done if self.is_cut else self.pace.plan(done, before, epoch_s, val_s, trainer.load)
         if epochs == before:
             return
         loader = trainer.train_loader
-        ahead = 1 + math.ceil(loader.num_workers * PREFETCHED / len(loader))  # epochs that may be on their way already
+        is_renewed = trainer.plan_images(done, epochs)
+        # Epochs that may be on their way already.
+        ahead = 0 if is_renewed else 1 + math.ceil(loader.num_workers * PREFETCHED / len(loader))
         close = self._close_mosaic(done + ahead, epochs, loader.dataset.open_epochs)
         self.recovery.plan(done + 1, epochs=epochs, close_mosaic=close)
         trainer.epochs = trainer.args.epochs = self.monitor.epochs = epochs
@@ -206,8 +205,10 @@ class Loop:
         return epochs - min(kept, epochs)
 
     def _refuse_divergence(self, epoch: int, losses: dict[str, float]) -> None:
-        weights = self.trainer.ema.ema.state_dict().values()
-        if all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights):
+        ema = self.trainer.ema
+        weights: list[torch.Tensor] = list(ema.ema.state_dict().values()) if ema is not None else []
+        finite = all(math.isfinite(v) for v in losses.values()) and all(torch.isfinite(v).all() for v in weights)
+        if all(self.trainer.together.of_all(finite)):
             return
         log.warning("Training diverged in epoch %d: losses or weights are no numbers any more (%s)", epoch + 1, losses)
         raise DivergedError(self.trainer.base_rate)
@@ -226,6 +227,12 @@ class Loop:
         trainer.loss_names = trainer.loss_names or tuple(trainer.loss_items)
         trainer.scaler.scale(trainer.loss).backward()
         return {k: v.detach() for k, v in trainer.loss_items.items()}
+
+    def _skip(self, means: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Let the others train a part of which this process has no image; return its losses, which are zero."""
+        assert self.trainer.shared_loss is not None
+        self.trainer.shared_loss.skip()
+        return {k: torch.zeros_like(v) for k, v in means.items()}
 
     def _set_rates(self, epoch: int, progress: float) -> None:
         for group in self.trainer.optimizer.param_groups:
@@ -247,7 +254,7 @@ class Loop:
         improved = not trainer.best_fitness or trainer.fitness > trainer.best_fitness
         if improved:
             trainer.best_fitness, self.best_epoch = trainer.fitness, epoch + 1
-        stop = bool(trainer.stopper(epoch + 1, trainer.fitness))
+        stop = trainer.together.of_first(bool(trainer.stopper(epoch + 1, trainer.fitness)))
         self._replan(epoch + 1, time.perf_counter() - started, times.val_s)
         val_losses = {f"val_{k}": float(results[f"val/{k}"]) for k in losses}
 
@@ -264,13 +271,16 @@ class Loop:
             average=self.average,
         )
         times.save_s = time.perf_counter() - saving
+        if trainer.sources is not None:
+            self._record_sources(epoch)
         self.monitor.epoch(trainer, epoch, losses, metrics, val_losses, times, time.perf_counter() - started)
         self.context.require_records()  # an epoch with a state is not trained again, so its curves must be there
         self.saver.submit(partial(self._save, state))
         if epoch + 1 < trainer.epochs and not stop:
             self.rehearse()
 
-        self.monitor.report(epoch, losses, metrics, time.perf_counter() - started, self.best_epoch, improved)
+        left, took_s = sum(map(trainer.images_in, range(epoch + 1, trainer.epochs))), time.perf_counter() - started
+        self.monitor.report(epoch, losses, metrics, took_s, self.best_epoch, improved, times.images, left)
         if improved and trainer.fitness > 0:
             success(log, "New best model saved! mAP50: %.4f", metrics["mAP50"])
         if stop:
@@ -278,6 +288,20 @@ class Loop:
         elif epoch + 1 < trainer.epochs:
             self.context.watch(epoch + 1, metrics)
         return stop
+
+    def _require_records(self) -> None:
+        self.context.require_records()
+
+    def _record_sources(self, epoch: int) -> None:
+        """Write what the images of an epoch were made of."""
+        sources, writer = self.trainer.sources, self.monitor.writer
+        assert sources is not None
+        if writer is None:
+            return
+        sources.record(writer, epoch + 1)
+        has_composed = self.trainer.train_loader.dataset.num_composed(epoch) > 0
+        if has_composed and is_shown(epoch, self.schedule.epochs):
+            sources.show(writer, epoch + 1)
 
     def _validate(self) -> dict[str, float]:
         """Validate the EMA; where memory runs out, once more with a smaller batch."""
@@ -324,6 +348,24 @@ class Loop:
             bar.set_postfix_str(f"{memory}{shown} boxes {len(batch['cls'])} px {batch['img'].shape[-1]}", refresh=False)
 
 
+def schedule_of(trainer: RunTrainer) -> Schedule:
+    """Return the plan of a run."""
+    args, batch, images = trainer.args, trainer.batch_size, len(trainer.train_loader.dataset)
+    return Schedule(
+        epochs=trainer.epochs,
+        num_images=images,
+        batch=batch,
+        effective_batch=effective_batch(batch, args.nbs, images),
+        lrf=args.lrf,
+        cosine=bool(args.cos_lr),
+        warmup_epochs=args.warmup_epochs,
+        warmup_bias_lr=args.warmup_bias_lr,
+        warmup_momentum=args.warmup_momentum,
+        momentum=args.momentum,
+        images_in=trainer.images_in if trainer.composition is not None else None,
+    )
+
+
 def write_weights(form: WeightsFile, run: RunDirectory, state: dict[str, Any], save_period: int) -> None:
     """Write last.pt of a state, and best.pt and epoch<N>.pt if they are due.
 
@@ -338,6 +380,18 @@ def write_weights(form: WeightsFile, run: RunDirectory, state: dict[str, Any], s
     serialized = form.serialize(state["ema"], state["metrics"])
     for path in targets:
         write_bytes(path, serialized)
+
+
+def _parts(trainer: RunTrainer, times: EpochTimes) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield for each part of an epoch how many images it has, and this process's batch of them if there is one."""
+    batches = _timed(trainer.train_loader, times)
+    for part in trainer.parts():
+        yield part.images, next(batches) if part.own else None
+
+
+def _sums(shares: list[dict[str, float]]) -> dict[str, float]:
+    """Return the sums by name; a share without images has no names."""
+    return {name: sum(share.get(name, 0.0) for share in shares) for name in max(shares, key=len)}
 
 
 def _timed(loader: Any, times: EpochTimes) -> Iterator[dict[str, Any]]:

@@ -62,7 +62,7 @@ class Monitor:
         if writer is not None and (purge or removed):
             writer.purge_after(epochs_done)
         self.best = max((float(row["mAP50"] or 0) for row in self.results.rows()), default=0.0)
-        self._seconds: list[float] = []
+        self._image_s: list[float] = []
 
     def epoch(
         self,
@@ -81,7 +81,7 @@ class Monitor:
         row = {"epoch": number, **losses, **metrics, **val_losses, **rates}
         self.results.append(dict.fromkeys(self.results.columns) | row)
         memory_gib = peak_gpu_gib(trainer.device)
-        self.timings.epoch(number, times, epoch_s, images=trainer.images_per_epoch, gpu_memory_gib=memory_gib)
+        self.timings.epoch(number, times, epoch_s, images=times.images, gpu_memory_gib=memory_gib)
         self.status.progress(epoch=number, epochs=self.epochs, mAP50=metrics["mAP50"])
         if self.writer is None:
             return
@@ -105,12 +105,14 @@ class Monitor:
         epoch_s: float,
         best_epoch: int,
         improved: bool,
+        images: int,
+        images_left: int,
     ) -> None:
         """Log one line about an epoch: losses, metrics, best so far, time and what is left."""
-        self._seconds.append(epoch_s)
+        self._image_s.append(epoch_s / images)
         if improved:
             self.best = metrics["mAP50"]
-        left_s = (self.epochs - epoch - 1) * sum(self._seconds[-5:]) / len(self._seconds[-5:])
+        left_s = images_left * sum(self._image_s[-5:]) / len(self._image_s[-5:])
         log.info(
             "Epoch %d/%d | train %s | val mAP50 %.4f mAP50-95 %.4f P %.3f R %.3f | best mAP50 %.4f (epoch %d) "
             "| %.1f s, %s left",
@@ -123,6 +125,11 @@ class Monitor:
             epoch_s,
             duration(left_s),
         )
+
+    def images_per_epoch(self) -> list[int]:
+        """Return how many images each epoch so far was trained on."""
+        rows = self.timings.table.rows()
+        return [round((row["images_per_s"] or 0) * (row["train_s"] or 0)) for row in rows]
 
     def pictures(self, folder: Path, pattern: str, tag: str, step: int) -> None:
         """Put the pictures of a folder into TensorBoard."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,11 @@ def training_arguments(experiment: DetectExperiment, device: str, save_dir: Path
 
 
 def refused(
-    experiment: DetectExperiment, start: Weights, dataset: DetectionSet, num_composed: int = 0
+    experiment: DetectExperiment,
+    start: Weights,
+    dataset: DetectionSet,
+    composed: Collection[int] = (0,),
+    processes: int = 1,
 ) -> list[Problem]:
     """Return what ultralytics would refuse with a traceback after the start, or ignore without a word.
 
@@ -78,10 +83,10 @@ def refused(
         experiment: With every `auto` decided.
         start: The network.
         dataset: The checked set; has a train split.
-        num_composed: Composed images in each epoch.
+        composed: Numbers of composed images that epochs have.
+        processes: How many share each batch.
     """
     train, images = experiment.train, dataset.splits["train"]
-    num_images = len(images) + num_composed
     problems = []
     if train.imgsz % start.stride:
         nearest = max(round(train.imgsz / start.stride), 1) * start.stride
@@ -89,10 +94,13 @@ def refused(
         problems.append(Problem("train.imgsz", str(train.imgsz), allowed, f"train.imgsz={nearest}"))
     smallest = max(int(train.imgsz * (1 - float(train.multi_scale))) // start.stride, 1) * start.stride
     batch = int(train.batch)
-    if smallest < 2 * start.stride and (num_images % batch or batch) == 1:
+    whole = batch * processes
+    alone = [number for extra in composed if ((number := len(images) + extra) % whole or whole) < 2 * processes]
+    if smallest < 2 * start.stride and alone:
+        holds = "would hold one image" if processes == 1 else "would leave a process with one image"
         allowed = (
-            f"the last batch of an epoch ({num_images} images) would hold one image, at {smallest} px a single value "
-            "per channel, which batch normalisation cannot use"
+            f"the last batch of an epoch ({alone[0]} images) {holds}, at {smallest} px a single value per channel, "
+            "which batch normalisation cannot use"
         )
         larger = "train.multi_scale=0" if train.imgsz >= 2 * start.stride else f"train.imgsz={2 * start.stride}"
         problems.append(Problem("train.batch", str(batch), allowed, f"{larger}, or another train.batch"))

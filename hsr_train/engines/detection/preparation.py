@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema import DEMO_SETS, DetectExperiment
 from hsr_train.data.cache import cache_root
 from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
@@ -31,17 +31,16 @@ from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.probe import cpu_batch, probe_batch
 from hsr_train.engines.detection.schedule import effective_batch
-from hsr_train.engines.detection.synthetic import SHOWING, Synthesis, prepare_synthesis
+from hsr_train.engines.detection.synthetic import DEMO, SHOWING, Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
+from hsr_train.engines.devices import least_device, num_sharing, own_device
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
-from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order, resolve_device
+from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order
 from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
-
-DEMO = "demo"
 
 
 def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions) -> Plan:
@@ -56,8 +55,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     problems: list[Problem] = []
     device, dataset, start = "cpu", None, None
     try:
-        device, decision = resolve_device(machine, experiment.train.device, decisions)
-        _take(experiment.train, "device", decision, decisions)
+        device = own_device(experiment, machine, decisions)
     except InputError as error:
         problems += error.problems
     try:
@@ -90,11 +88,14 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
         _take_image_size(experiment, start, decisions)
     if dataset is not None and start.names is not None and experiment.origin.resume_from is None:
         _compare_classes(experiment, start, dataset)
-    _decide_batch(experiment, machine, device, dataset, start, cache_dir, decisions)
+    least = least_device(experiment, machine, device)
+    _decide_batch(experiment, machine, least, dataset, start, cache_dir, decisions)
     num_composed = synthesis.num_composed if synthesis is not None else 0
     _decide_loading(experiment, machine, device, dataset, cache_dir, decisions, num_composed)
     if experiment.mode in ("train", "check") and dataset is not None:
-        problems = refused(experiment, start, dataset, num_composed)
+        epochs = experiment.train.epochs
+        composed = set(map(synthesis.composition(epochs), range(epochs))) if synthesis is not None else {0}
+        problems = refused(experiment, start, dataset, composed, num_sharing(experiment))
         if problems:
             raise InputError(problems)
     if experiment.mode == "train" and experiment.preset == HIGH_PERFORMANCE:
@@ -167,7 +168,7 @@ def _resolve_weights(experiment: DetectExperiment, cache_dir: Path, decisions: D
     found = weights.resolve(
         experiment.model,
         cache_dir=cache_dir,
-        is_demo=experiment.data.path == DEMO,
+        is_demo=experiment.data.path in DEMO_SETS,
         model_is_typed=_is_typed(experiment, "model", "model.name"),
         decisions=decisions,
         fetch=experiment.mode not in ("check", *SHOWING),
@@ -183,9 +184,9 @@ def _load_data(experiment: DetectExperiment, cache_dir: Path, decisions: Decisio
     if experiment.mode == "predict" or untold:
         return None
     config = deepcopy(experiment.data)
-    if config.path == DEMO:
-        decisions.record("data.path", DEMO, "the built-in demo set; your own: data.path=my/data.yaml")
-        config.path = str(ensure_demo_set(cache_dir, seed=config.seed))
+    if config.path in DEMO_SETS:
+        decisions.record("data.path", config.path, "the built-in demo set; your own: data.path=my/data.yaml")
+        config.path = str(ensure_demo_set(cache_dir, seed=config.seed).with_name(DEMO_SETS[config.path]))
     need = {"validate": (config.split,), "export": (config.split,)}.get(experiment.mode, ("train", "val"))
     origin = experiment.origin
     recorded = origin.resume_from is not None or origin.reproduce_from is not None
@@ -247,7 +248,7 @@ def _decide_batch(
         return
     train.batch = table.value
     if experiment.mode == "train" and dataset is not None:
-        problems = refused(experiment, start, dataset)
+        problems = refused(experiment, start, dataset, processes=num_sharing(experiment))
         if problems:
             raise InputError(problems)
         found = probe_batch(experiment, machine, device, dataset, start, cache_dir)
@@ -281,15 +282,20 @@ def _decide_loading(
     if dataset is None:
         return
     ram_bytes, disk_bytes = _cache_bytes(dataset, train.imgsz, cache_dir)
+    ram_bytes *= num_sharing(experiment)  # each process keeps its own
     cache = choose_cache(
         str(train.cache), ram_bytes=ram_bytes, disk_bytes=disk_bytes, machine=machine, cache_dir=cache_dir
     )
     _take(train, "cache", cache, decisions)
     if "train" in dataset.splits and experiment.origin.resume_from is None:  # a resumed run keeps its own
         images = len(dataset.splits["train"].images) + num_composed
-        step = effective_batch(number, train.nbs, images)
+        count = num_sharing(experiment)
+        step = effective_batch(number * count, train.nbs, images)
         if step != train.nbs:
-            reason = f"the multiple of train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
+            shared = f"{count} x " if count > 1 else ""
+            reason = (
+                f"the multiple of {shared}train.batch={number} nearest to train.nbs={train.nbs}, within {images} images"
+            )
             decisions.record("effective batch", step, reason)
         log.info("Effective batch %d, learning rate %s", step, experiment.optimizer.lr0 or "by optimizer=auto")
 
@@ -317,12 +323,12 @@ def _fitting_cache(dataset: DetectionSet | None, imgsz: int, cache_dir: Path, ma
 def _make_absolute(experiment: DetectExperiment) -> None:
     """Paths in the saved configuration do not depend on where the command was typed."""
     experiment.output_dir = str(Path(experiment.output_dir).expanduser().absolute())
-    if experiment.data.path != DEMO:
+    if experiment.data.path not in DEMO_SETS:
         experiment.data.path = str(Path(experiment.data.path).expanduser().absolute())
     if experiment.data.cache_dir is not None:
         experiment.data.cache_dir = str(Path(experiment.data.cache_dir).expanduser().absolute())
-    for key in ("annotated_dir", "backgrounds_dir"):
+    for key in ("annotated_dir", "masks_dir", "backgrounds_dir", "distractors_dir"):
         folder = getattr(experiment.synthetic, key)
-        if folder is not None:
+        if folder not in (None, DEMO):
             setattr(experiment.synthetic, key, str(Path(folder).expanduser().absolute()))
     experiment.model.weights_dirs = [str(Path(d).expanduser().absolute()) for d in experiment.model.weights_dirs]

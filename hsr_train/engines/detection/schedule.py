@@ -7,6 +7,7 @@ rate. Without such a change they equal ultralytics' own schedule, but for a step
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -16,7 +17,7 @@ class Schedule:
 
     Attributes:
         epochs: Planned epochs.
-        num_images: Images per epoch.
+        num_images: Images per epoch; where epochs differ, of the one with the most.
         batch: Images per batch at the start of the run.
         effective_batch: Images per optimizer step after warm-up.
         lrf: Final learning rate as a fraction of the initial one.
@@ -25,6 +26,7 @@ class Schedule:
         warmup_bias_lr: Learning rate of biases when warm-up starts.
         warmup_momentum: Momentum when warm-up starts.
         momentum: Momentum after warm-up.
+        images_in: Returns the images of an epoch, counted from 0, where epochs differ.
     """
 
     epochs: int
@@ -37,12 +39,13 @@ class Schedule:
     warmup_bias_lr: float
     warmup_momentum: float
     momentum: float
+    images_in: Callable[[int], int] | None = None
 
     @property
     def warmup_batches(self) -> int:
         """Length of the warm-up in batches of the initial size; the last epoch is always regular."""
-        batches_per_epoch = math.ceil(self.num_images / self.batch)
-        return round(min(self.warmup_epochs, max(self.epochs - 1, 0)) * batches_per_epoch)
+        epochs = min(self.warmup_epochs, max(self.epochs - 1, 0))
+        return round(self._batches_before(int(epochs)) + epochs % 1 * self._batches_in(int(epochs)))
 
     def warmup_progress(self, epoch: int, images_in_epoch: int) -> float:
         """Return how far warm-up has come, in [0, 1], before a batch is processed.
@@ -51,10 +54,16 @@ class Schedule:
             epoch: Counted from 0.
             images_in_epoch: Images of this epoch already processed.
         """
-        if not self.warmup_batches:
+        if epoch >= self.warmup_epochs or not self.warmup_batches:
             return 1.0
-        batches = images_in_epoch / self.batch + math.ceil(self.num_images / self.batch) * epoch
+        batches = images_in_epoch / self.batch + self._batches_before(epoch)
         return min(batches / self.warmup_batches, 1.0)
+
+    def _batches_in(self, epoch: int) -> int:
+        return math.ceil((self.num_images if self.images_in is None else self.images_in(epoch)) / self.batch)
+
+    def _batches_before(self, epoch: int) -> int:
+        return sum(self._batches_in(earlier) for earlier in range(epoch))
 
     def decay(self, epoch: int) -> float:
         """Return the learning-rate factor of an epoch, from 1 down to lrf."""

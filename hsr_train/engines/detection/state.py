@@ -44,6 +44,7 @@ def snapshot(
         "scaler": trainer.scaler.state_dict(),
         "stopper": {k: getattr(trainer.stopper, k) for k in ("best_fitness", "best_epoch", "possible_stop")},
         "criterion_updates": getattr(model.criterion, "updates", None),
+        "processes": trainer.together.count,
         "random": random_state(),
         "swa": average.state() if average is not None else None,
     }

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,25 +15,36 @@ import cv2
 import numpy as np
 
 from hsr_train.config.schema import DetectExperiment, SyntheticConfig
+from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.decisions import Decisions
+from hsr_train.engines.detection.composition import Composition
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.run.atomic import write_bytes
 from hsr_train.run.data_files import DataFile
-from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank, TrainingBackgrounds
+from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank, Photo, TrainingBackgrounds
+from hsr_train.synthesis.cutout_sheet import cutout_sheet
 from hsr_train.synthesis.files import SourceFile, fingerprint
 from hsr_train.synthesis.preview import contact_sheet
 from hsr_train.synthesis.writer import write_set
 
 log = logging.getLogger(__name__)
 
-CUTOUTS, BACKGROUNDS = "cut-outs", "backgrounds"
+CUTOUTS, MASKS, BACKGROUNDS, DISTRACTORS = "cut-outs", "masks", "backgrounds", "distractors"
 """Names of their own beside train, val and test in data_files.csv."""
+DEMO = "demo"
+"""Stands for the built-in set's own cut-outs and backgrounds."""
 SHOWING = ("preview", "synthesize")
 """Modes that compose images whatever the ratio."""
 MEMORY_SHARE = 0.25
 """Of the available memory, for cut-outs and for backgrounds each."""
+_BY = {
+    "polygons": "their polygons",
+    "grabcut": "GrabCut from their boxes: mode=preview shows how well",
+    "masks_dir": "synthetic.masks_dir",
+}
+_OF_TRAINING = ("enabled", "ratio", "schedule", "close_epochs", "count")
 _MOST_REASONS = 5
 _REAL_SHOWN = 8
 
@@ -48,17 +58,26 @@ class Synthesis:
         bank: The objects.
         backgrounds: Images without objects; None: the training images serve.
         dataset: The real set.
+        distractors: Objects that get no label.
     """
 
     config: SyntheticConfig
     bank: ObjectBank
     backgrounds: FolderBackgrounds | None
     dataset: DetectionSet
+    distractors: ObjectBank | None = None
+
+    def composition(self, epochs: int) -> Composition:
+        """Return how many images each epoch has in a run of so many."""
+        config = self.config
+        return Composition(
+            len(self.dataset.splits["train"]), config.ratio, config.schedule, config.close_epochs, epochs
+        )
 
     @property
     def num_composed(self) -> int:
-        """Composed images in each epoch."""
-        return round(self.config.ratio * len(self.dataset.splits["train"]))
+        """Composed images in the first epoch, which has the most."""
+        return self.composition(1)(0)
 
     def composer(self, side: int, seed: int) -> Composer:
         """Return what composes images of `side` pixels."""
@@ -71,45 +90,68 @@ class Synthesis:
             seed=seed,
             real_counts=self.dataset.counts["train"],
             outlines=any(len(segments) for segments in train.segments),
+            distractors=self.distractors,
         )
+
+    @property
+    def _when(self) -> str:
+        linear, close = self.config.schedule == "linear", self.config.close_epochs
+        end = f" the last {close}" if close > 1 else " the last one"
+        if linear:
+            return "the first epoch, fewer in each later one" + (f", none in{end}" if close else "")
+        return f"every epoch but{end}" if close else "every epoch"
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest keeps."""
-        backgrounds = self.backgrounds
+        backgrounds, distractors = self.backgrounds, self.distractors
         return {
+            "source": self.bank.source,
             "annotated_dir": self.config.annotated_dir,
+            "masks_dir": self.config.masks_dir,
             "backgrounds_dir": self.config.backgrounds_dir,
+            "distractors_dir": self.config.distractors_dir,
+            "distractors": len(distractors) if distractors else None,
             "cutouts": len(self.bank),
             "cutouts_per_class": self.bank.counts,
             "backgrounds": len(backgrounds) if backgrounds else None,
-            "rejected": self.bank.rejected | (backgrounds.rejected if backgrounds else {}),
-            "composed_per_epoch": self.num_composed,
+            "left_out": self.bank.left_out,
+            "rejected": self.bank.rejected
+            | (backgrounds.rejected if backgrounds else {})
+            | (distractors.rejected if distractors else {}),
+            "composed_in_first_epoch": self.num_composed,
             "fingerprint": fingerprint([file for _, file in self._sources()]),
         }
 
     def files(self) -> Iterator[DataFile]:
-        """Yield every cut-out and background with its hashes, as `DetectionSet.files` does for the real images."""
+        """Yield every file with its hashes, as `DetectionSet.files` does for the real images."""
         for kind, file in self._sources():
             yield kind, file.name, file.image_hash, file.mask_hash
 
     def _sources(self) -> Iterator[tuple[str, SourceFile]]:
-        yield from ((CUTOUTS, file) for file in self.bank.files)
+        kind = CUTOUTS if self.bank.source == "annotated_dir" else MASKS
+        yield from ((kind, file) for file in self.bank.files)
         yield from ((BACKGROUNDS, file) for file in (self.backgrounds.files if self.backgrounds else ()))
+        yield from ((DISTRACTORS, file) for file in (self.distractors.files if self.distractors else ()))
 
     def summary(self) -> list[str]:
         """Return lines for a person."""
         counts, real = self.bank.counts, len(self.dataset.splits["train"])
         on = f"{len(self.backgrounds)} backgrounds" if self.backgrounds else "the training images"
         lines = [
-            f"Composed images: {self.num_composed:,} beside {real:,} real ones in every epoch, "
+            f"Composed images: {self.num_composed:,} beside {real:,} real ones in {self._when}, "
             f"{len(self.bank):,} cut-outs of {len(counts)} classes on {on}",
             "  validation, early stopping and best.pt look at real images only",
         ]
-        reasons = Counter(self.bank.rejected.values()).most_common(_MOST_REASONS)
+        if self.bank.source != "annotated_dir":
+            lines.append(f"  cut out of the training images by {_BY[self.bank.source]}")
+        reasons = list(self.bank.left_out.items())
         if reasons:
-            told = "; ".join(f"{count} x {why}" for why, count in reasons)
-            lines.append(f"  cut-outs left out: {len(self.bank.rejected)} ({told}); the manifest names them")
-        without = [name for name in self.dataset.names if name not in counts]
+            told = "; ".join(f"{count} x {why}" for why, count in reasons[:_MOST_REASONS])
+            lines.append(f"  cut-outs left out: {sum(self.bank.left_out.values())} ({told}); the manifest names them")
+        if self.distractors:
+            lines.append(f"  {len(self.distractors):,} distractors, which get no label")
+        in_train = zip(self.dataset.names, self.dataset.counts["train"], strict=True)
+        without = [name for name, number in in_train if number and name not in counts]
         if without:
             more = ", ..." if len(without) > _MOST_REASONS else ""
             lines.append(f"  classes without a cut-out: {', '.join(without[:_MOST_REASONS])}{more}")
@@ -119,37 +161,44 @@ class Synthesis:
 def prepare_synthesis(
     experiment: DetectExperiment, dataset: DetectionSet, machine: Machine, cache_dir: Path, decisions: Decisions
 ) -> Synthesis | None:
-    """Read cut-outs and backgrounds; None where nothing is composed.
+    """Read cut-outs and backgrounds; None where nothing is composed. Decides what is still `enabled=auto`.
 
     Raises:
         InputError: With every problem found.
     """
     config = experiment.synthetic
-    wanted = experiment.mode in SHOWING or (experiment.mode in ("train", "check") and config.enabled)
-    if not wanted or config.annotated_dir is None or (config.ratio == 0 and experiment.mode not in SHOWING):
+    if experiment.mode not in ("train", "check", *SHOWING):
+        return None
+    source = _source(experiment, dataset, decisions)
+    if source is None:
         return None
     skip_bad = experiment.data.on_bad == "skip"
     limit = int(machine.ram_available_bytes * MEMORY_SHARE)
-    photo_side = float(np.median(dataset.splits["train"].shapes.max(axis=1)))
     problems: list[Problem] = []
-    bank, backgrounds = None, None
+    bank, backgrounds, distractors = None, None, None
     try:
-        bank = ObjectBank.read(
-            Path(config.annotated_dir).expanduser().absolute(),
-            dataset.names,
-            cache_dir=cache_dir,
-            side=experiment.train.imgsz,
-            photo_side=photo_side,
-            largest_scale=config.scale[1],
-            skip_bad=skip_bad,
-            limit_bytes=limit,
-        )
+        bank = _read_bank(experiment, dataset, source, cache_dir, skip_bad, limit)
+    except InputError as error:
+        problems += error.problems
+    try:
+        if config.distractors_dir is not None:
+            distractors = ObjectBank.read(
+                Path(config.distractors_dir).expanduser().absolute(),
+                dataset.names,
+                cache_dir=cache_dir,
+                side=experiment.train.imgsz,
+                photo_side=_photo_side(dataset),
+                largest_scale=config.scale[1],
+                skip_bad=skip_bad,
+                limit_bytes=limit,
+                distractors=True,
+            )
     except InputError as error:
         problems += error.problems
     try:
         if config.backgrounds_dir is not None:
             backgrounds = FolderBackgrounds.read(
-                Path(config.backgrounds_dir).expanduser().absolute(),
+                _folder(config.backgrounds_dir, "backgrounds", experiment, cache_dir),
                 cache_dir=cache_dir,
                 side=experiment.train.imgsz,
                 skip_bad=skip_bad,
@@ -161,7 +210,81 @@ def prepare_synthesis(
         problems += error.problems
     if problems or bank is None:
         raise InputError(problems)
-    return Synthesis(config, bank, backgrounds, dataset)
+    return Synthesis(config, bank, backgrounds, dataset, distractors)
+
+
+def _photo_side(dataset: DetectionSet) -> float:
+    """Return the longest side in pixels of a photo of the set, for cut-outs that do not say of what photo they are."""
+    return float(np.median(dataset.splits["train"].shapes.max(axis=1)))
+
+
+def _source(experiment: DetectExperiment, dataset: DetectionSet, decisions: Decisions) -> str | None:
+    """Return where cut-outs come from, as `ObjectBank.source` calls it; None: nothing is composed.
+
+    Raises:
+        InputError: They are asked for, and there is nothing to cut out by.
+    """
+    config, is_showing = experiment.synthetic, experiment.mode in SHOWING
+    if not is_showing and (config.enabled is False or config.ratio == 0):
+        return None
+    if config.annotated_dir is not None:
+        return "annotated_dir"
+    if config.masks_dir is not None:
+        return "masks_dir"
+    if config.masks != "none":
+        return config.masks
+    has_polygons = any(len(segments) for segments in dataset.splits["train"].segments)
+    if config.enabled == "auto" and not is_showing:
+        config.enabled = has_polygons
+        reason = "there are backgrounds, and the labels are polygons to cut objects out by"
+        if not has_polygons:
+            reason = "there are backgrounds and no cut-outs: labels are boxes; synthetic.annotated_dir=FOLDER, "
+            reason += "synthetic.masks_dir=FOLDER or synthetic.masks=grabcut would switch it on"
+        decisions.record("synthetic.enabled", has_polygons, reason)
+        return "polygons" if has_polygons else None
+    if has_polygons:
+        return "polygons"
+    what = f"mode={experiment.mode}" if is_showing else "synthetic.enabled=true"
+    allowed = f"{what} needs cut-outs to paste, and the labels are boxes"
+    remedy = "synthetic.annotated_dir=FOLDER, synthetic.masks_dir=FOLDER or synthetic.masks=grabcut"
+    raise InputError(Problem("synthetic.annotated_dir", "null", allowed, remedy))
+
+
+def _read_bank(
+    experiment: DetectExperiment, dataset: DetectionSet, source: str, cache_dir: Path, skip_bad: bool, limit_bytes: int
+) -> ObjectBank:
+    config, train, side = experiment.synthetic, dataset.splits["train"], experiment.train.imgsz
+    if source == "annotated_dir":
+        return ObjectBank.read(
+            _folder(config.annotated_dir or "", "annotated", experiment, cache_dir),
+            dataset.names,
+            cache_dir=cache_dir,
+            side=side,
+            photo_side=_photo_side(dataset),
+            largest_scale=config.scale[1],
+            skip_bad=skip_bad,
+            limit_bytes=limit_bytes,
+        )
+    parts = zip(train.images, train.hashes, train.shapes.tolist(), train.labels, train.segments, strict=True)
+    return ObjectBank.from_photos(
+        [Photo(dataset.relative(str(image)), image, own, *shape, *labels) for image, own, shape, *labels in parts],
+        dataset.names,
+        source,
+        masks_dir=None if config.masks_dir is None else Path(config.masks_dir).expanduser().absolute(),
+        per_class=config.cutouts_per_class,
+        cache_dir=cache_dir,
+        side=side,
+        largest_scale=config.scale[1],
+        skip_bad=skip_bad,
+        limit_bytes=limit_bytes,
+    )
+
+
+def _folder(given: str, own: str, experiment: DetectExperiment, cache_dir: Path) -> Path:
+    """Return the folder that is meant; `own` is what it is called in the built-in set."""
+    if given == DEMO:
+        return ensure_demo_set(cache_dir, seed=experiment.data.seed).with_name(own)
+    return Path(given).expanduser().absolute()
 
 
 def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> list[str]:
@@ -174,8 +297,8 @@ def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> li
     count = config.count or 0
     composer = synthesis.composer(train.imgsz, train.seed)
     composer.outlines = composer.outlines or synthesis.backgrounds is not None
-    settings = {key: value for key, value in asdict(config).items() if key not in ("enabled", "ratio", "count")}
-    sources = {key: value for key, value in synthesis.record().items() if key != "composed_per_epoch"}
+    settings = {key: value for key, value in asdict(config).items() if key not in _OF_TRAINING}
+    sources = {key: value for key, value in synthesis.record().items() if key != "composed_in_first_epoch"}
     written = write_set(
         composer,
         folder,
@@ -191,17 +314,20 @@ def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> li
 
 
 def write_preview(synthesis: Synthesis, path: Path, *, side: int, seed: int) -> None:
-    """Write a picture of composed images beside real ones.
+    """Write a picture of composed images beside real ones, and cutouts.png beside it: the bank.
 
     Args:
         synthesis: What they are composed from.
-        path: The picture.
+        path: The first picture.
         side: Side of a composed image in pixels.
         seed: Of the draws.
     """
     train = synthesis.dataset.splits["train"]
     chosen = np.linspace(0, len(train) - 1, min(_REAL_SHOWN, len(train))).round().astype(int).tolist()
     scenes = TrainingBackgrounds(train.images, train.labels, train.segments)
-    real = [(scene.image, scene.boxes, scene.classes.tolist()) for scene in (scenes.scene(i, side) for i in chosen)]
-    sheet = contact_sheet(synthesis.composer(side, seed), real, synthesis.dataset.names)
+    real = [scenes.scene(i, side) for i in chosen]
+    composer = synthesis.composer(side, seed)
+    composer.outlines = composer.partial_outlines = True
+    sheet = contact_sheet(composer, real, synthesis.dataset.names)
     write_bytes(path, cv2.imencode(".png", sheet)[1].tobytes())
+    write_bytes(path.with_name("cutouts.png"), cv2.imencode(".png", cutout_sheet(synthesis.bank))[1].tobytes())

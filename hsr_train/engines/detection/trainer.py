@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,20 @@ import torch
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.engines.detection import options
+from hsr_train.engines.detection.batches import Part
 from hsr_train.engines.detection.checkpoint import WeightsFile
+from hsr_train.engines.detection.composition import Composition, Sources
 from hsr_train.engines.detection.dataset import RunDataset, make_loader
 from hsr_train.engines.detection.freezing import described, frozen_modules
 from hsr_train.engines.detection.layer_rates import divide_by_module, rates_by_kind, table
 from hsr_train.engines.detection.library import bring_up
 from hsr_train.engines.detection.precision import mixed_precision_works
+from hsr_train.engines.detection.sharing import SharedLoss
 from hsr_train.engines.detection.state import restore_state
 from hsr_train.engines.detection.synthetic import Synthesis
 from hsr_train.engines.detection.weights import Weights, architecture_yaml, load_model
+from hsr_train.engines.together import WHOLE, Together
+from hsr_train.pace import Load
 from hsr_train.recovery import Recovery
 from hsr_train.run.changes import set_value
 from hsr_train.run.directory import RunDirectory
@@ -71,10 +76,10 @@ class DetectionInputs:
 
 
 @contextmanager
-def _own_precision_check() -> Iterator[None]:
-    """Replace the library's check of mixed precision, which downloads weights."""
+def _own_precision_check(together: Together) -> Iterator[None]:
+    """Replace the library's check of mixed precision, which downloads weights; it must work in every process."""
     original = trainer_module.check_amp
-    trainer_module.check_amp = mixed_precision_works
+    trainer_module.check_amp = lambda model: all(together.of_all(mixed_precision_works(model)))
     try:
         yield
     finally:
@@ -104,6 +109,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         run: The run's directory.
         recovery: What was changed so far.
         state: Where the run goes on, or None at its start.
+        together: The processes that share it. The first one validates and has the EMA; `batch_size` is that of all.
     """
 
     def __init__(
@@ -113,14 +119,17 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         run: RunDirectory,
         recovery: Recovery,
         state: dict[str, Any] | None = None,
+        together: Together | None = None,
     ) -> None:
         assert inputs.dataset is not None
+        self.together = together or Together()
         self._experiment, self._inputs, self._dataset = experiment, inputs, inputs.dataset
         self._recovery, self._state = recovery, state
         self._frozen: list[str] = []
         begun = deepcopy(experiment)
         for key in ("train.batch", "optimizer.lr0"):
             set_value(begun, key, recovery.initial(key))
+        begun.train.batch = int(begun.train.batch) * self.together.count
         with tempfile.TemporaryDirectory(prefix="hsr_train_") as scratch:
             super().__init__(overrides=options.training_arguments(begun, inputs.device, Path(scratch)))
         self.args.workers = experiment.train.workers
@@ -128,8 +137,8 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self.args.name = run.path.name
         self.save_dir, self.wdir = run.plots, run.weights
         self.last, self.best, self.csv = run.weights / "last.pt", run.weights / "best.pt", run.results_csv
-        self.start_epoch = state["epochs_done"] if state else 0
-        with _own_precision_check():
+        self.epoch = self.start_epoch = state["epochs_done"] if state else 0
+        with _own_precision_check(self.together):
             self._setup_train()
         self.validator.args.plots = False
         for group in self.optimizer.param_groups:
@@ -137,15 +146,46 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self._say_what_learns()
         self.measured_imgsz: int = recovery.initial("train.imgsz")
         self.weights_file = WeightsFile(self, self.measured_imgsz)
+        composer = self.train_loader.dataset.composer
+        self.sources = Sources(composer, list(self.data["names"].values())) if composer is not None else None
         self.structure = state["network"] if state else self.weights_file.structure()
         if state:
             restore_state(self, state)
             self._state = None
+        self.shared_loss: SharedLoss | None = None
+        if self.together.count > 1:
+            self.shared_loss = SharedLoss(unwrap_model(self.model), self.together)
+        if self.together.rank > 0:
+            self.ema = None
 
     @property
     def images_per_epoch(self) -> int:
-        """Number of training images, composed ones included."""
-        return len(self.train_loader.dataset)
+        """Number of training images in the epoch that is trained, composed ones included."""
+        return self.images_in(self.epoch)
+
+    def images_in(self, epoch: int) -> int:
+        """Return the number of training images in an epoch, counted from 0."""
+        return int(self.train_loader.dataset.num_samples(epoch))
+
+    @property
+    def composition(self) -> Composition | None:
+        """How many images each epoch has, where that is not the same in all."""
+        found: Composition | None = self.train_loader.dataset.num_composed
+        return None if found is None or found.is_constant else found
+
+    @property
+    def load(self) -> Load | None:
+        """What an epoch's share of work is in a run of so many, where it is not the same in all."""
+        found = self.composition
+        return None if found is None else found.load
+
+    def plan_images(self, epoch: int, epochs: int) -> bool:
+        """Let the images from an epoch on, counted from 0, be those of a run of so many; return whether they change."""
+        if self.composition is None:
+            return False
+        self.train_loader.dataset.num_composed = replace(self.composition, epochs=epochs)
+        self.train_loader.renew(epoch)
+        return True
 
     @property
     def num_rates(self) -> int:
@@ -189,7 +229,10 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def build_optimizer(self, *args: Any, iterations: float = 1e5, **kwargs: Any) -> Any:
         """Let optimizer=auto choose by the epochs that the run began with: an extended run keeps its optimizer."""
-        begun = iterations * self._recovery.initial("train.epochs") / self.epochs
+        first = int(self._recovery.initial("train.epochs"))
+        begun = iterations * first / self.epochs
+        if self.load is not None:  # not as many images in each as in the first one
+            begun *= sum(self.load(epoch, first) for epoch in range(first)) / first
         optimizer, llrd = super().build_optimizer(*args, iterations=begun, **kwargs), self._experiment.optimizer.llrd
         if llrd.enabled:
             divide_by_module(optimizer, unwrap_model(self.model).model, llrd.decay_rate)
@@ -230,12 +273,23 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
                 described(self._frozen),
             )
 
+    def optimizer_step(self) -> None:
+        """Make the step that the gradients of all processes add up to."""
+        self.together.add_up_gradients(self.model.parameters())
+        super().optimizer_step()
+
+    def parts(self) -> list[Part]:
+        """Return what goes through the network at once, in the order of an epoch."""
+        found: list[Part] = self.train_loader.batch_sampler.sampler.parts()
+        return found
+
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> RunDataset:
         """Return the checked split `img_path` (train, val or test); validation is measured at the initial size."""
         train = self._experiment.train
         arguments = copy(self.args)
         if mode != "train":
             arguments.imgsz = self._recovery.initial("train.imgsz")
+            arguments.cache = arguments.cache if self.together.rank == 0 else False  # the others do not validate
         synthesis = self._inputs.synthesis if mode == "train" else None
         return RunDataset(
             self._dataset.splits[img_path],
@@ -247,7 +301,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
             stride=self.stride,
             names=self._dataset.names,
             composer=synthesis.composer(arguments.imgsz, arguments.seed) if synthesis else None,
-            num_composed=synthesis.num_composed if synthesis else 0,
+            num_composed=synthesis.composition(train.epochs) if synthesis else None,
         )
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
@@ -260,11 +314,12 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
             self.build_dataset(dataset_path, mode, batch),
             batch_size=batch,
             at_once=int(at_once or batch),
-            workers=self.args.workers,
+            workers=self.args.workers if is_train or self.together.rank == 0 else 0,
             seed=self.args.seed,
             shuffle=is_train,
             start_epoch=self.start_epoch if is_train else 0,
             pin=self.device.type == "cuda",
+            share=self.together.share if is_train else WHOLE,
         )
 
     @property
