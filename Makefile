@@ -16,7 +16,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.full: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classify,export,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classify,export,postgres,dev]'
 	@touch $@
 
 env: $(VENV)/.full  ## make .venv with every extra, and run nothing

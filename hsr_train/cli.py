@@ -114,6 +114,7 @@ def _command(argv: list[str], supervise: bool) -> None:
         Typed.parse(overrides)
         _hand_to_hydra(quoted, job)
     else:
+        _refuse_sweep_keys(overrides)
         # Hydra hands the job its overrides without those that are Hydra's own.
         job.checked[Typed.parse(overrides).of_task] = job.compose(overrides)
         _hand_to_hydra(quoted, job)
@@ -133,6 +134,14 @@ def _refuse_options(args: Namespace, unknown: list[str], argv: list[str]) -> Non
         problems.append(Problem("--config-path", args.config_path, "would hide hsr_train's own files", remedy))
     if problems:
         raise InputError(problems)
+
+
+def _refuse_sweep_keys(overrides: Sequence[str]) -> None:
+    """Refuse what says how to search where nothing is searched."""
+    words = [word for word in overrides if word.lstrip("+").startswith(("sweep.", "sweep="))]
+    if words:
+        allowed, remedy = "has no effect without --multirun", "python -m hsr_train --multirun ..."
+        raise InputError([Problem(*word.partition("=")[::2], allowed, remedy) for word in words])
 
 
 def _yaml(experiment: Any, package: str | None) -> str:
@@ -188,9 +197,10 @@ class _Job:
 
         return compose_quietly(overrides, self.config_dir, self.config_name)
 
-    def check(self, overrides: Sequence[str]) -> None:
-        """Refuse a job before any has started; keep its experiment for the start."""
-        self.checked[tuple(overrides)] = self.compose(overrides)
+    def run(self, experiment: Experiment) -> Any:
+        """Run a trial of a sweep as any other run."""
+        _log_decisions(experiment)
+        return self._run(self._adapted(experiment))
 
     def __call__(self, _: Any) -> Result | HsrTrainError:
         """Run the job whose overrides Hydra holds."""
@@ -221,7 +231,7 @@ class _Job:
             from hsr_train.cross_validation import cross_validate
 
             self.is_divided = True
-            return cross_validate(experiment, self._perform, self._again)
+            return cross_validate(experiment, self._perform, self.again)
         return self._perform(_execute, experiment)
 
     def _launch(self, gpus: list[int]) -> None:
@@ -243,9 +253,9 @@ class _Job:
             return function(experiment)
         from hsr_train.supervisor import supervised
 
-        return supervised(function, experiment, self._again)
+        return supervised(function, experiment, self.again)
 
-    def _again(self, overrides: list[str]) -> Experiment:
+    def again(self, overrides: list[str]) -> Experiment:
         """Return the experiment that goes on with a job's run."""
         from hsr_train.config.overrides import quote_paths
 
@@ -273,9 +283,9 @@ def _hand_to_hydra(argv: list[str], job: _Job) -> None:
     from hsr_train.config.refusals import REFUSED, describe_error
 
     if job.multirun:
-        from hsr_train.config.grid import GridSweeper
+        from hsr_train.sweep.sweeper import HsrSweeper
 
-        Plugins.instance().register(GridSweeper)
+        Plugins.instance().register(HsrSweeper)
     registration.register()
     with _replaced_argv(argv), _errors_raised():
         try:

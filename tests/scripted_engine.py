@@ -145,7 +145,7 @@ class ScriptedEngine:
         """Take the other steps."""
         for step in plan.inputs:
             getattr(Steps(), step)(context)
-        return Result(context.run.path, metrics={"mAP50": 0.5}, epochs_completed=3)
+        return Result(context.run.path, metrics={"mAP50": 0.5, "mAP50-95": 0.4}, epochs_completed=3)
 
     validate = predict = export = train
 

@@ -38,9 +38,11 @@ MAY_IMPORT = {
         "hardware",
         "launcher",
         "supervisor",
+        "sweep",
         *COMMON,
     },
     "launcher": {"hardware", "supervised_child", *COMMON},
+    "sweep": {"config", "run", "hardware", *COMMON},
     "cross_validation": {
         "config",
         "execution",
@@ -97,8 +99,11 @@ SHARED = {
 ENGINE_MAY_IMPORT = {*SHARED, "config.schema", "run", "recovery", "data", "synthesis", "hardware", *COMMON}
 # Libraries that only some rooms know.
 KNOWN_ONLY_TO = {
-    "hydra": ("cli", "config"),
-    "omegaconf": ("cli", "config"),
+    "hydra": ("cli", "config", "sweep"),
+    "omegaconf": ("cli", "config", "sweep"),
+    "optuna": ("sweep",),
+    "sqlalchemy": ("sweep",),
+    "hydra_plugins": ("sweep",),
     "ultralytics": ("engines.detection",),
     "torch": ("engines.",),
     "torchvision": ("engines.classification",),

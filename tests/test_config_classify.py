@@ -17,6 +17,7 @@ from hsr_train.cli import main
 from hsr_train.config.compose import compose
 from hsr_train.config.saved import dump, load
 from hsr_train.config.schema import ClassifyExperiment, DetectExperiment
+from hsr_train.engines.base import Result
 from hsr_train.errors import InputError, Problem
 
 
@@ -29,7 +30,12 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[ClassifyExperiment]:
     """Put a stand-in in the place of training; it remembers experiments."""
     experiments: list[ClassifyExperiment] = []
-    monkeypatch.setattr("hsr_train.cross_validation.execute", experiments.append)
+
+    def execute(experiment: ClassifyExperiment) -> Result:
+        experiments.append(experiment)
+        return Result(run_dir=None, metrics={"accuracy": 0.5, "macro_f1": 0.5})
+
+    monkeypatch.setattr("hsr_train.cross_validation.execute", execute)
     return experiments
 
 

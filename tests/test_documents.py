@@ -56,9 +56,18 @@ def test_every_documented_command_composes(words: list[str], tmp_path: Path, mon
     make_yolo_set(tmp_path / "my")
     (tmp_path / "best.pt").write_bytes(b"composition does not read it")
     (tmp_path / "FOLDER").mkdir()
-    if words[0] == "--multirun":  # The first job of the grid stands for all.
-        words = [word.partition(",")[0] for word in words[1:]]
+    if words[0] in ("--multirun", "-m"):  # the first point of what is searched stands for all
+        words = [first_of(word) for word in words[1:]]
     compose(words)
+
+
+def first_of(word: str) -> str:
+    """Return a searched key with the first of its values."""
+    key, _, value = word.partition("=")
+    interval = re.search(r"(?:interval|choice|range)\(([^,)]+)", value)
+    if interval is not None:
+        return f"{key}={interval[1]}"
+    return word if value.startswith(("[", "'", '"')) else word.partition(",")[0]
 
 
 def refused_by(task: str, override: str) -> str | None:

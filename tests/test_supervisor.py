@@ -400,11 +400,11 @@ def test_jobs_of_a_grid_die_alone(command: Command) -> None:
     assert status == 1
     assert [len(command.attempts(seed)) for seed in (1, 2, 3)] == [1, 2, 1]
     first, last = error_lines(errors)
-    assert re.match(r"The job with train.seed=1 .* failed: The training process was killed by SIGKILL", first)
-    assert last == "1 of 3 jobs failed: 0"
+    assert re.match(r"Trial 0 with train.seed=1 failed: The training process was killed by SIGKILL", first)
+    assert last == "1 of 3 trials failed: 0"
     parents = {attempt["parent"] for seed in (1, 2, 3) for attempt in command.attempts(seed)}
     assert len(parents) == 1
-    states = [json.loads(f.read_text())["state"] for f in command.folder.glob("outputs/detect/*/status.json")]
+    states = [json.loads(f.read_text())["state"] for f in command.folder.glob("outputs/sweeps/*/trials/*/status.json")]
     assert sorted(states) == ["completed", "completed", "failed"]
 
 

@@ -1,4 +1,4 @@
-"""What Hydra is told in code: the schema of each task, the generated entries, our sweeper for plain grids."""
+"""What Hydra is told in code: the schema of each task, the generated entries, our sweeper."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def register() -> None:
     store = ConfigStore.instance()
     for task, schema in SCHEMAS.items():
         store.store(group="schema", name=task, node=schema, package="_global_", provider=_PROVIDER, replace=True)
-    grid = {"_target_": "hsr_train.config.grid.GridSweeper", "max_batch_size": None, "params": None}
-    store.store(group="hydra/sweeper", name="grid", node=grid, provider=_PROVIDER, replace=True)
+    sweeper = {"_target_": "hsr_train.sweep.sweeper.HsrSweeper", "params": None}
+    store.store(group="hydra/sweeper", name="hsr", node=sweeper, provider=_PROVIDER, replace=True)
     set_auto_tier("manual")
     set_adjustment({})
 

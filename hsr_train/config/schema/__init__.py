@@ -35,6 +35,7 @@ from hsr_train.config.schema.detect import (
     TrainConfig,
     UltralyticsConfig,
 )
+from hsr_train.config.schema.sweep import SweepConfig
 from hsr_train.config.schema.synthetic import SyntheticConfig
 
 AnyExperiment = DetectExperiment | ClassifyExperiment
@@ -66,6 +67,7 @@ __all__ = [
     "Origin",
     "PredictConfig",
     "RecoveryConfig",
+    "SweepConfig",
     "SyntheticConfig",
     "TensorboardConfig",
     "TrainConfig",

@@ -10,23 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from hsr_train.config.schema.knob import knob as knob
+from hsr_train.config.schema.sweep import SweepConfig
 from hsr_train.decisions import Decision
 
 MODES = ("train", "check", "validate", "predict", "export", "split", "preview", "synthesize", "compare", "tensorboard")
-
-
-def knob(default: Any, meaning: str, **limits: Any) -> Any:
-    """Declare a configuration field.
-
-    Args:
-        default: The value if no file and no override sets it.
-        meaning: One sentence with the unit.
-        **limits: `ge`, `gt`, `le`, `lt` (numbers) or `choices` (a tuple of strings); checked by `checks.py`.
-    """
-    metadata = {"meaning": meaning, **limits}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -157,6 +145,7 @@ class Experiment:
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     origin: Origin = field(default_factory=Origin, metadata={"omegaconf_ignore": True})
 
     @property

@@ -1,0 +1,31 @@
+"""The section `sweep`: how a search runs, whatever it searches; it acts only under `--multirun`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hsr_train.config.schema.knob import knob
+
+SAMPLERS = ("auto", "grid", "tpe", "random", "cmaes", "gp", "qmc", "nsgaii")
+
+
+@dataclass
+class SweepConfig:
+    """One study of many runs; see docs/sweeps.md."""
+
+    n_trials: int | None = knob(
+        None, "Trials of the whole study, for all workers together; null: every combination, or 20 of a search.", ge=1
+    )
+    dir: str | None = knob(None, "Folder of the sweep; default: sweeps/NAME under output_dir.")
+    study_name: str | None = knob(None, "Name of the study in its storage; default: the folder's.")
+    storage: str | None = knob(
+        None, "Where the study is kept: a database URL or journal:FILE; default: study.db in the sweep's folder."
+    )
+    jobs: int = knob(1, "Workers on this machine; each gets a GPU of its own, or a share of the cores.", ge=1)
+    objective: Any = knob(None, "What is searched for, or a list of several; default: the task's validation metric.")
+    direction: Any = knob(None, "maximize or minimize, or a list; default: what suits the objective.")
+    sampler: str = knob("auto", "How values are chosen; auto: grid or tpe.", choices=SAMPLERS)
+    seed: int = knob(42, "Seed of the sampler; a trial's values follow from it, its number and earlier results.", ge=0)
+    max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
+    enqueue: list[Any] = knob([], "Points that are tried first, such as [{optimizer.lr0: 0.01}].")

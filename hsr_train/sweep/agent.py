@@ -1,0 +1,162 @@
+"""A study in a process of its own: optuna, its threads and its connections stay out of the process that forks runs.
+
+`RemoteStudy` has the methods of `study.Study`; each call is a letter to the child and one back. The child ends when
+its standard input does, so that a killed worker leaves none behind; signals are the worker's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+
+from hsr_train.errors import RunError
+
+if TYPE_CHECKING:
+    from hsr_train.sweep.study_types import Claim, Spec, Standing
+
+log = logging.getLogger(__name__)
+
+
+class StudyDoor(Protocol):
+    """What a worker needs of a study; see `study.Study`."""
+
+    def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
+        """Find the study or make it."""
+        ...
+
+    def claim(self) -> Claim | None:
+        """Take the next trial."""
+        ...
+
+    def note(self, number: int, notes: Mapping[str, Any]) -> None:
+        """Set attributes of a trial."""
+        ...
+
+    def tell(self, number: int, state: str, values: list[float] | None, notes: Mapping[str, Any]) -> bool:
+        """Record a trial's end."""
+        ...
+
+    def release(self, number: int) -> None:
+        """Give a trial back."""
+        ...
+
+    def standing(self) -> Standing:
+        """Return how the study stands."""
+        ...
+
+    def close(self) -> None:
+        """Leave it."""
+        ...
+
+
+class RemoteStudy:
+    """A study behind a pipe."""
+
+    def __init__(self) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        # One thread: numpy would start one for each core, and there is nothing to compute.
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "hsr_train.sweep.agent"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self._owner = os.getpid()
+
+    def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
+        """See `study.Study.open`."""
+        return cast("Standing", self._call("open", spec, worker))
+
+    def claim(self) -> Claim | None:
+        """See `study.Study.claim`."""
+        return cast("Claim | None", self._call("claim"))
+
+    def note(self, number: int, notes: Mapping[str, Any]) -> None:
+        """See `study.Study.note`."""
+        self._call("note", number, notes)
+
+    def tell(self, number: int, state: str, values: list[float] | None, notes: Mapping[str, Any]) -> bool:
+        """See `study.Study.tell`."""
+        return bool(self._call("tell", number, state, values, notes))
+
+    def release(self, number: int) -> None:
+        """See `study.Study.release`."""
+        self._call("release", number)
+
+    def standing(self) -> Standing:
+        """See `study.Study.standing`."""
+        return cast("Standing", self._call("standing"))
+
+    def close(self) -> None:
+        """End the child; in a process that was forked since, only forget it."""
+        pipes = cast("tuple[IO[bytes], IO[bytes]]", (self._child.stdin, self._child.stdout))
+        for pipe in pipes:
+            try:
+                pipe.close()
+            except OSError as error:  # it is gone, and with it what was still in the pipe
+                log.debug("The study's process: %s", error)
+        if os.getpid() == self._owner:
+            self._child.wait()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """Call a method in the child, to the end even if Ctrl-C arrives: half an answer would spoil the next."""
+        assert self._child.stdin is not None and self._child.stdout is not None
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            pickle.dump((method, arguments), self._child.stdin)
+            self._child.stdin.flush()
+            is_sound, answer = pickle.load(self._child.stdout)
+        except (OSError, EOFError) as error:
+            raise RunError(f"The study's process died. To go on: the same command again ({error})") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if not is_sound:
+            raise answer
+        return answer
+
+
+def serve(letters: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer calls until there are no more."""
+    from hsr_train.sweep.study import Study
+
+    study = Study()
+    while True:
+        try:
+            method, arguments = pickle.load(letters)
+        except EOFError:
+            return
+        try:
+            answer: tuple[bool, Any] = True, getattr(study, method)(*arguments)
+        except Exception as error:
+            answer = False, error
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def main() -> None:
+    """Serve on standard input and output; what a library prints goes to standard error."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    from hsr_train.run.log import configure_console
+
+    configure_console(logging.INFO)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    with answers, os.fdopen(os.dup(0), "rb") as letters:
+        try:
+            serve(letters, answers)
+        except BrokenPipeError:  # the worker was killed while it waited for the answer
+            os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What a command searches: the typed sweeps, read with Hydra's own grammar; no optuna, so that it costs nothing.
+
+`study.py` makes Optuna's distributions of the same texts, with the plugin's own function.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+
+from hsr_train.errors import InputError, Problem
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched key.
+
+    Attributes:
+        key: Key or group.
+        text: What was typed for it.
+        values: All its values as they would be typed; of an interval, its two ends.
+        is_discrete: Whether those are all.
+    """
+
+    key: str
+    text: str
+    values: tuple[str, ...]
+    is_discrete: bool
+
+    @property
+    def line(self) -> str:
+        """The override, as typed."""
+        return f"{self.key}={self.text}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched, and what is the same for every trial.
+
+    Attributes:
+        dimensions: The searched keys, in the order of typing.
+        fixed: All other overrides.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    fixed: tuple[str, ...]
+
+    @property
+    def continuous(self) -> list[Dimension]:
+        """The keys without a finite list of values."""
+        return [d for d in self.dimensions if not d.is_discrete]
+
+    def without(self, prefix: str) -> Space:
+        """Return the same search without some of what is fixed."""
+        return Space(self.dimensions, tuple(f for f in self.fixed if not f.lstrip("+").startswith(prefix)))
+
+    def first(self) -> list[str]:
+        """Return the overrides of one point: the first value of each key."""
+        return [*self.fixed, *(f"{d.key}={d.values[0]}" for d in self.dimensions)]
+
+    def grid(self) -> list[list[str]]:
+        """Return the overrides of every combination."""
+        lines = [[f"{d.key}={value}" for value in d.values] for d in self.dimensions]
+        return [[*self.fixed, *point] for point in itertools.product(*lines)]
+
+    def ends(self) -> list[list[str]]:
+        """Return the overrides of points that together have every choice and both ends of every interval."""
+        points = [self.first()]
+        for place, dimension in enumerate(self.dimensions):
+            for value in dimension.values[1:]:
+                point = self.first()
+                point[len(self.fixed) + place] = f"{dimension.key}={value}"
+                points.append(point)
+        return points
+
+
+def read_space(arguments: Sequence[str], params: Mapping[str, Any] | None, config_loader: Any) -> Space:
+    """Read the typed overrides, and `hydra.sweeper.params` for keys that are not typed.
+
+    Raises:
+        InputError: An interval that is empty, a choice of one, a key that is searched twice, or several tasks.
+    """
+    parser = OverridesParser.create(config_loader=config_loader)
+    typed = parser.parse_overrides(list(arguments))
+    keys = {o.key_or_group for o in typed}
+    lines = [f"{key}={value}" for key, value in (params or {}).items() if key not in keys]
+    overrides = [*parser.parse_overrides(lines), *typed]
+    problems = [problem for o in overrides if o.is_sweep_override() for problem in _problems(o)]
+    counts = Counter(o.key_or_group for o in overrides if not o.is_delete())
+    searched = [o.key_or_group for o in overrides if o.is_sweep_override()]
+    problems += [
+        Problem(key, "", "is typed more than once, and one of these is a search", f"{key}=... once")
+        for key in dict.fromkeys(searched)
+        if counts[key] > 1
+    ]
+    if problems:
+        raise InputError(problems)
+    fixed = tuple(str(o.input_line) for o in overrides if not o.is_sweep_override())
+    return Space(tuple(_dimension(o) for o in overrides if o.is_sweep_override()), fixed)
+
+
+def _problems(override: Override) -> list[Problem]:
+    key, text = override.key_or_group, _text(override)
+    if key == "task":  # each task has keys of its own
+        remedy = "one command for each task, such as --multirun task=classify"
+        return [Problem("task", text, "a grid is of one task", remedy)]
+    if key.startswith("sweep.") or key == "sweep":
+        return [Problem(key, text, "cannot be searched", f"{key}=[{text}] if a list is meant")]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        start, end = float(value.start or 0), float(value.end or 0)
+        tags = "log" in value.tags
+        if start == end:
+            return [Problem(key, text, "is an empty interval: both ends are the same", f"{key}={value.start}")]
+        if start > end:
+            turned = f"interval({value.end},{value.start})"
+            remedy = f"{key}=tag(log,{turned})" if tags else f"{key}={turned}"
+            return [Problem(key, text, "is an empty interval: it begins above its end", remedy)]
+        if tags and start <= 0:
+            return [Problem(key, text, "a logarithmic interval begins above 0", f"{key}=tag(log,interval(1e-5,{end}))")]
+        return []
+    values = list(override.sweep_string_iterator())
+    if not values:
+        return [Problem(key, text, "stands for no value at all", f"{key}=A,B")]
+    if len(values) == 1:
+        return [Problem(key, text, "is a choice of one, which leaves nothing to search", f"{key}={values[0]}")]
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        return [Problem(key, text, f"names {twice[0]} more than once", f"{key}={','.join(dict.fromkeys(values))}")]
+    return []
+
+
+def _dimension(override: Override) -> Dimension:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return Dimension(override.key_or_group, _text(override), (str(value.start), str(value.end)), False)
+    values = tuple(override.sweep_string_iterator())
+    text = ",".join(values) if isinstance(value, Glob) or "glob(" in _text(override) else _text(override)
+    return Dimension(override.get_key_element(), text, values, True)
+
+
+def _text(override: Override) -> str:
+    return (override.input_line or "").partition("=")[2]

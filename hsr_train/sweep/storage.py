@@ -1,0 +1,138 @@
+"""Where a study is kept: SQLite in the sweep's folder, a database server, or a journal file on a shared disk."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+
+from hsr_train.errors import InputError, Problem
+from hsr_train.sweep.urls import JOURNAL
+
+log = logging.getLogger(__name__)
+
+LOCKED_S = 60.0
+"""How long SQLite waits for another worker's transaction."""
+CONNECT_S = 10
+OPENINGS = 5
+"""Two processes that make a new database's tables at once: the slower one tries again."""
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open a storage, and make its tables where they are missing.
+
+    Args:
+        url: From `urls.storage_url`.
+
+    Raises:
+        InputError: It cannot be reached or written.
+    """
+    try:
+        if url.startswith(JOURNAL):
+            return _journal(Path(url.removeprefix(JOURNAL)))
+        storage = _database(url)
+    except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise refused(url, error) from error
+    return get_storage(storage)
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Close the connections of a storage, those of other threads included."""
+    storage.remove_session()
+    database = getattr(storage, "_backend", storage)
+    if isinstance(database, RDBStorage):
+        database.engine.dispose()
+
+
+def refused(url: str, error: BaseException) -> InputError:
+    """Return the one line about a storage that cannot be used."""
+    if isinstance(error, ImportError) and "optuna" not in str(error):
+        return InputError(Problem("sweep.storage", shown_url(url), *_without_driver(url, error)))
+    cause: BaseException = error
+    while isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    cause = getattr(cause, "orig", None) or cause
+    text = " ".join((str(cause) or type(cause).__name__).split())
+    where = shown_url(url)
+    remedy = "make it writable, or sweep.storage=" + ("..." if where.startswith("sqlite") else "of another server")
+    return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", remedy))
+
+
+def shown_url(url: str) -> str:
+    """Return a storage as it may be shown: without a password."""
+    if url.startswith(JOURNAL):
+        return url
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return url.partition("://")[0] + "://..."
+
+
+def _without_driver(url: str, error: ImportError) -> tuple[str, str]:
+    backend = url.partition("://")[0].partition("+")[0]
+    remedy = "pip install 'hsr_train[postgres]'" if backend == "postgresql" else f"pip install {error.name}"
+    return f"needs a package that is not installed: {error.name}", remedy
+
+
+def _journal(path: Path) -> BaseStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab"):  # a file that cannot be written would be waited for
+        pass
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _database(url: str) -> RDBStorage:
+    parsed = sqlalchemy.make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    if sqlite and parsed.database:
+        _prepare_sqlite(Path(parsed.database))
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if sqlite:
+        # No transaction that the driver opens by itself: see below.
+        options["connect_args"] = {"timeout": LOCKED_S, "isolation_level": None}
+    elif parsed.get_backend_name() == "postgresql":
+        options["connect_args"] = {"connect_timeout": CONNECT_S}
+    for attempt in range(OPENINGS):
+        try:
+            storage = RDBStorage(url, engine_kwargs=options)
+            break
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError) as e:
+            exists = any(word in str(e.orig) for word in ("already exists", "UNIQUE", "duplicate key", "locked"))
+            if attempt + 1 == OPENINGS or not exists:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    if sqlite:
+        # SQLite has no SELECT ... FOR UPDATE: without the write lock from the start, two workers would both read that
+        # a trial is waiting, and both take it.
+        sqlalchemy.event.listen(storage.engine, "begin", _begin)
+    return storage
+
+
+def _begin(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _prepare_sqlite(path: Path) -> None:
+    """Let readers, such as optuna-dashboard, not wait for writers; refuse a file that cannot be written.
+
+    Raises:
+        OSError: It cannot.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        connection = sqlite3.connect(path, timeout=LOCKED_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise OSError(f"{error}") from None

@@ -1,0 +1,75 @@
+"""What goes between a worker and its study, as plain values; `study.py` has the study itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a study is.
+
+    Attributes:
+        url: Its storage, from `storage_url`.
+        name: Its name there.
+        task: The task.
+        objectives: Names of what is searched for.
+        directions: maximize or minimize, for each.
+        n_trials: Total; None: the whole grid.
+        lines: The searched keys, as typed.
+        fixed: What else decides what a trial comes to; another value makes another study.
+        sampler: `sweep.sampler`, decided.
+        seed: Of the sampler.
+        enqueue: Points that are tried first.
+        command: What was typed.
+    """
+
+    url: str
+    name: str
+    task: str
+    objectives: list[str]
+    directions: list[str]
+    n_trials: int | None
+    lines: list[str]
+    fixed: list[str]
+    sampler: str
+    seed: int
+    enqueue: list[dict[str, Any]] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this worker has, or none for now.
+
+    Attributes:
+        number: Its number; None: all that is left is being tidied up elsewhere, ask again soon.
+        overrides: What it searches, as it would be typed.
+        directory: Where its run was before, if it was begun.
+    """
+
+    number: int | None
+    overrides: list[str] = field(default_factory=list)
+    directory: str | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a study stands.
+
+    Attributes:
+        n_trials: Its total.
+        states: Number of trials by state.
+        failed: Of each failed trial its exit status, by number.
+        recent_failures: Causes of the failures since this worker came, in their order.
+        recent: How many trials ended since then.
+        best: Number, values and overrides of the best trial (of several objectives: of each on the Pareto front).
+    """
+
+    n_trials: int
+    states: dict[str, int]
+    failed: dict[int, int]
+    recent_failures: list[str]
+    recent: int
+    best: list[tuple[int, list[float], list[str]]]

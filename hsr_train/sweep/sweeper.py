@@ -1,0 +1,193 @@
+"""What Hydra calls for --multirun: from typed sweeps to a study, its workers, and the end of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+
+from hsr_train.decisions import Decisions
+from hsr_train.errors import InputError, Problem
+from hsr_train.run.log import success
+from hsr_train.sweep.agent import RemoteStudy, StudyDoor
+from hsr_train.sweep.local import in_parallel
+from hsr_train.sweep.objectives import chosen
+from hsr_train.sweep.space import Space, read_space
+from hsr_train.sweep.study_types import Spec, Standing
+from hsr_train.sweep.urls import storage_url
+from hsr_train.sweep.worker import Worker, failure, this_process
+
+log = logging.getLogger(__name__)
+
+N_TRIALS = 20
+"""Of a search whose number of trials nobody typed."""
+NO_MATTER = ("sweep.", "hydra.", "tensorboard.", "output_dir", "data.cache_dir", "train.workers", "train.device")
+"""Typed keys that make no other study: they change how its trials run, and not what comes out."""
+
+
+class HsrSweeper(Sweeper):
+    """`hydra/sweeper=hsr`; the task function is the command's job (`worker.Job`)."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = params
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Keep the job; Hydra's launcher takes no part."""
+        self.config_loader = hydra_context.config_loader
+        self.job = task_function
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Check everything that is searched, then run what is missing of the study.
+
+        Raises:
+            InputError: A configuration is refused (before any trial has started), or all failures were such.
+            RunError: Trials failed for other reasons known to us.
+        """
+        space = read_space(arguments, self.params, self.config_loader)
+        first = self.job.compose(space.first())
+        space = space.without("sweep.")  # a trial's own record says nothing of the search
+        settings = first.sweep
+        objectives, directions, problems = chosen(first)
+        sampler = _sampler(space, settings)
+        problems += _problems(space, first, sampler)
+        points = space.grid() if sampler == "grid" else space.ends()
+        checked: dict[tuple[str, ...], Any] = {}
+        for point in points:
+            try:
+                checked[tuple(point)] = self.job.compose(point)
+            except InputError as error:
+                problems += [p for p in error.problems if p not in problems]
+        if problems:
+            raise InputError(problems)
+        if first.mode == "check":
+            for experiment in checked.values():
+                self.job.run(experiment)
+            return
+        decisions = Decisions()
+        n_trials = _n_trials(space, settings, sampler, len(points), decisions)
+        home, name = _place(first, space)
+        spec = Spec(
+            url=storage_url(settings.storage, home),
+            name=name,
+            task=first.task,
+            objectives=objectives,
+            directions=directions,
+            n_trials=n_trials,
+            lines=[d.line for d in space.dimensions],
+            fixed=_fixed(space),
+            sampler=sampler,
+            seed=settings.seed,
+            enqueue=[dict(point) for point in settings.enqueue],
+            command=[_without_password(word) for word in sys.argv],
+        )
+        _make(home)
+        log.info("Sweep of %d trials: %s", n_trials, home)
+
+        def work() -> None:
+            study = _study(self.job)
+            try:
+                study.open(spec, this_process())
+                worker = Worker(study, spec, self.job, space.fixed, checked, home, settings.max_failures)
+                worker.work()
+                _conclude(study.standing(), spec, home)
+            finally:
+                study.close()
+
+        if settings.jobs > 1:
+            in_parallel(work, settings.jobs, self.job)
+        else:
+            work()
+
+
+def _study(job: Any) -> StudyDoor:
+    """Return a door to the study: in a process of its own where this one forks its runs."""
+    if job.supervise:
+        return RemoteStudy()
+    from hsr_train.sweep.study import Study
+
+    return Study()
+
+
+def _sampler(space: Space, settings: Any) -> str:
+    if settings.sampler != "auto":
+        return str(settings.sampler)
+    return "tpe" if space.continuous or settings.n_trials is not None else "grid"
+
+
+def _problems(space: Space, experiment: Any, sampler: str) -> list[Problem]:
+    problems = []
+    if not space.dimensions:
+        remedy = "--multirun KEY=A,B or 'KEY=interval(A,B)', or leave --multirun out"
+        problems.append(Problem("--multirun", "", "nothing is searched: no key has several values", remedy))
+    if sampler == "grid":
+        allowed = "is a range to sample from, which a grid cannot do"
+        remedy = "{}=A,B,C, or sweep.sampler=tpe"
+        problems += [Problem(d.key, d.text, allowed, remedy.format(d.key)) for d in space.continuous]
+    if experiment.mode not in ("train", "check"):
+        allowed = "has nothing that a search could compare"
+        problems.append(Problem("mode", experiment.mode, allowed, "hydra/sweeper=basic, which runs each and no more"))
+    for point in experiment.sweep.enqueue:
+        if not isinstance(point, dict):
+            allowed = "must be a list of mappings from searched keys to values"
+            problems.append(Problem("sweep.enqueue", str(point), allowed, "sweep.enqueue=[{optimizer.lr0: 0.01}]"))
+    return problems
+
+
+def _n_trials(space: Space, settings: Any, sampler: str, num_points: int, decisions: Decisions) -> int:
+    if sampler == "grid":
+        return min(settings.n_trials or num_points, num_points)
+    if settings.n_trials is None:
+        decisions.record("sweep.n_trials", N_TRIALS, "nobody typed how many of a search without end")
+    return int(settings.n_trials or N_TRIALS)
+
+
+def _fixed(space: Space) -> list[str]:
+    return sorted(line for line in space.fixed if not line.lstrip("+").startswith(NO_MATTER))
+
+
+def _place(experiment: Any, space: Space) -> tuple[Path, str]:
+    """Return the sweep's folder and the study's name: the same for the same command, on every machine."""
+    settings = experiment.sweep
+    words = [d.key.rpartition(".")[2] for d in space.dimensions]
+    text = "\n".join([experiment.task, *(d.line for d in space.dimensions), *_fixed(space), str(settings.objective)])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    default = re.sub(r"[^\w.+-]+", "_", "_".join(words))[:80] + f"_{digest}"
+    output_dir = Path(experiment.output_dir).expanduser().absolute()
+    home = Path(settings.dir).expanduser().absolute() if settings.dir else output_dir / "sweeps" / default
+    return home, settings.study_name or home.name
+
+
+def _make(home: Path) -> None:
+    try:
+        (home / "trials").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made: {error.strerror or error}"
+        raise InputError(Problem("sweep.dir", str(home), reason, "sweep.dir=FOLDER that can be written")) from error
+
+
+def _conclude(standing: Standing, spec: Spec, home: Path) -> None:
+    """Say how the sweep stands.
+
+    Raises:
+        RunError: Trials failed.
+    """
+    running, waiting = standing.states["running"], standing.states["waiting"]
+    for number, values, overrides in standing.best:
+        named = ", ".join(f"{n} {v:.4g}" for n, v in zip(spec.objectives, values, strict=True))
+        log.info("Best: trial %d, %s, with %s", number, named, " ".join(overrides))
+    if running or waiting:
+        log.info("%d trials are in other hands; this worker has none left to take", running + waiting)
+    if standing.failed:
+        which = ", ".join(map(str, standing.failed))
+        raise failure(standing, f"{len(standing.failed)} of {standing.n_trials} trials failed: {which}")
+    if not running and not waiting:
+        success(log, "Done: %s", home)
+
+
+def _without_password(word: str) -> str:
+    return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", word)

@@ -1,0 +1,31 @@
+"""The forms of `sweep.storage`; read before optuna is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hsr_train.errors import InputError, Problem
+
+JOURNAL = "journal:"
+_REMEDY = "sweep.storage=postgresql://USER@HOST/NAME, or sweep.storage=journal:FILE"
+
+
+def storage_url(typed: str | None, home: Path) -> str:
+    """Return a storage's full form: `journal:PATH` or a URL.
+
+    Args:
+        typed: `sweep.storage`.
+        home: The sweep's folder.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if typed is None:
+        return f"sqlite:///{home / 'study.db'}"
+    if typed.startswith(JOURNAL) or ("://" not in typed and typed.endswith((".log", ".journal"))):
+        return JOURNAL + str(Path(typed.removeprefix(JOURNAL)).expanduser().absolute())
+    if "://" not in typed and typed.endswith((".db", ".sqlite", ".sqlite3")):
+        return f"sqlite:///{Path(typed).expanduser().absolute()}"
+    if "://" not in typed:
+        raise InputError(Problem("sweep.storage", typed, "is no database URL and no journal file", _REMEDY))
+    return typed

@@ -1,0 +1,235 @@
+"""One worker: it takes a trial, runs it like any other run, tells the study, and takes the next.
+
+A trial's run lies in `trials/<number>`. One that is there already goes on by exact resume, or, if it is finished, is
+only told.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
+from hsr_train.run.directory import RunDirectory, is_run
+from hsr_train.run.status import process_identity, read_status
+from hsr_train.sweep.agent import StudyDoor
+from hsr_train.sweep.objectives import values_of
+from hsr_train.sweep.study_types import Claim, Spec, Standing
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.3
+SAME_CAUSE = 3
+"""So many first trials that all fail for one cause end a sweep."""
+TRACEBACK = "Traceback (most recent call last)"
+
+
+class Job(Protocol):
+    """How the command runs an experiment."""
+
+    def compose(self, overrides: Sequence[str]) -> Any:
+        """Return the checked experiment of some overrides."""
+        ...
+
+    def again(self, overrides: list[str]) -> Any:
+        """Return the experiment that goes on with a run."""
+        ...
+
+    def run(self, experiment: Any) -> Any:
+        """Run it: supervised, recovered, recorded."""
+        ...
+
+
+def this_process() -> dict[str, Any]:
+    """Return who this is, in the words of `run.status`."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "process": process_identity(os.getpid())}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker.
+
+    Attributes:
+        study: Its door to the study.
+        spec: What the study is.
+        job: How a trial runs.
+        overrides: What is typed for every trial.
+        checked: Experiments composed ahead, by their overrides.
+        home: The sweep's folder.
+        max_failures: `sweep.max_failures`.
+    """
+
+    study: StudyDoor
+    spec: Spec
+    job: Job
+    overrides: Sequence[str]
+    checked: dict[tuple[str, ...], Any]
+    home: Path
+    max_failures: int
+
+    def work(self) -> None:
+        """Run trials until none is left for this worker.
+
+        Raises:
+            RunError: Too many failed.
+            InputError: The same, where the input was at fault each time.
+        """
+        while True:
+            claim = self.study.claim()
+            if claim is None:
+                return
+            if claim.number is None:
+                time.sleep(POLL_S)
+                continue
+            self._trial(claim.number, claim)
+            self._require_hope()
+
+    def _trial(self, number: int, claim: Claim) -> None:
+        place = self.home / "trials" / str(number)
+        began = time.monotonic()
+        log.info("Trial %d of %d: %s", number, self.spec_total, " ".join(claim.overrides))
+        try:
+            self.study.note(number, {"directory": str(place)})
+            record = self._record(claim, place)
+            values = values_of(self.spec.objectives, record)
+            notes = {
+                "metrics": record.get("metrics") or {},
+                "seconds": round(60 * float(record.get("training_time_minutes") or 0), 3),
+                "epochs": record.get("epochs_completed"),
+            }
+            state, text = "complete", _named(self.spec.objectives, values)
+        except KeyboardInterrupt as stop:
+            self._give_back(number)
+            stop.add_note("To go on: type the same command again")
+            raise
+        except Exception as error:
+            values, state = None, "fail"
+            notes = {
+                "error": _traced(error, place),
+                "cause": cause_of(error),
+                "exit_status": error.exit_status if isinstance(error, HsrTrainError) else 1,
+                "seconds": round(time.monotonic() - began, 3),
+            }
+            text = ""
+            log.error("Trial %d with %s failed: %s", number, " ".join(claim.overrides), _said(error))
+        if not self.study.tell(number, state, values, notes):
+            log.warning("Trial %d was taken over by another worker meanwhile; its result is not told", number)
+        elif text:
+            log.info("Trial %d: %s", number, text)
+
+    @property
+    def spec_total(self) -> int:
+        """The number of trials of the whole study."""
+        return int(self.spec.n_trials or 0)
+
+    def _give_back(self, number: int) -> None:
+        try:
+            self.study.release(number)
+        except HsrTrainError as error:  # the stop goes on; the trial is found by its dead worker
+            log.warning("Trial %d is not given back: %s", number, error)
+
+    def _record(self, claim: Claim, place: Path) -> dict[str, Any]:
+        """Run a trial, or what is missing of it; return its training_result.json, or what stands for it."""
+        if claim.directory is not None and Path(claim.directory) != place and not is_run(place):
+            log.warning("Trial %d starts anew: its run is not on this machine (%s)", claim.number, claim.directory)
+        run, status = RunDirectory(place), read_status(place / "status.json") if is_run(place) else None
+        if status is not None and status.get("state") == "completed":
+            log.info("Trial %d is done: %s", claim.number, place)
+            return _read(run)
+        if status is not None:
+            log.info("Trial %d goes on: %s", claim.number, place)
+            self.job.run(self.job.again([f"resume={place}"]))
+            return _read(run)
+        overrides = (*self.overrides, *claim.overrides)
+        experiment = self.checked.pop(overrides, None) or self.job.compose(overrides)
+        if experiment.is_cross_validation:  # it finds its own folds again
+            experiment.output_dir = str(place)
+            result = self.job.run(experiment)
+            return {"metrics": dict(result.metrics)}
+        _clear(place)
+        experiment.origin.run_dir = str(place)
+        result = self.job.run(experiment)
+        return _read(run) if run.training_result.is_file() else {"metrics": dict(result.metrics)}
+
+    def _require_hope(self) -> None:
+        """End a sweep whose trials fail.
+
+        Raises:
+            RunError: They do.
+        """
+        standing = self.study.standing()
+        causes = standing.recent_failures
+        if len(causes) == standing.recent == SAME_CAUSE and len(set(causes)) == 1:
+            text = f"The sweep ends: its first {SAME_CAUSE} trials failed for the same cause: {causes[0]}"
+        elif len(causes) >= self.max_failures:
+            text = f"The sweep ends: {len(causes)} trials failed, and sweep.max_failures={self.max_failures}"
+        else:
+            return
+        raise failure(standing, text)
+
+
+def failure(standing: Standing, text: str) -> HsrTrainError:
+    """Return the error of a sweep with failed trials: of the input, if each of them was."""
+    if standing.failed and all(status == InputError.exit_status for status in standing.failed.values()):
+        return InputError(Problem("--multirun", "", text))
+    return RunError(text)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what is the same in errors of one cause: no paths, no numbers."""
+    line = (str(error).splitlines() or [""])[0]
+    line = re.sub(r"(?<!\w)\S*/\S+", "...", line)
+    return f"{type(error).__name__}: {re.sub(r'[0-9]+([.][0-9]+)?', 'N', line)}"
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, HsrTrainError) else f"{type(error).__name__}: {error}"
+
+
+def _traced(error: Exception, place: Path) -> str:
+    """Return an error with its traceback: this process's, or the one that the run's own process left in its log."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        logged = (place / "logs" / "train.log").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return text
+    start = logged.rfind(TRACEBACK)
+    return text if start < 0 else f"{text}\nIn {place / 'logs' / 'train.log'}:\n{logged[start:]}"
+
+
+def _read(run: RunDirectory) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(run.training_result.read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.training_result} cannot be read: {error}") from error
+
+
+def _clear(place: Path) -> None:
+    """Remove what a run left that was killed before it had its records.
+
+    Raises:
+        InputError: There is more.
+    """
+    if not place.exists():
+        return
+    valuable = [name for name in ("results.csv", "state", "weights", "config.yaml") if (place / name).exists()]
+    if valuable:
+        allowed = f"is no run that can go on, and holds {', '.join(valuable)}"
+        raise InputError(Problem("trial", str(place), allowed, f"restore it, or move it away: mv {place} {place}.old"))
+    log.info("Removed: %s, which was killed before it had a record", place)
+    shutil.rmtree(place)
+
+
+def _named(names: list[str], values: list[float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))
