@@ -92,6 +92,7 @@ class Worker:
                 time.sleep(POLL_S)
                 continue
             self._trial(claim.number, claim)
+            self.study.report(self.home)
             self._require_hope()
 
     def _trial(self, number: int, claim: Claim) -> None:
