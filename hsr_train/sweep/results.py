@@ -15,6 +15,7 @@ import yaml
 
 from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.registration import PRIMARIES
+from hsr_train.config.schema import Experiment
 from hsr_train.errors import RunError
 from hsr_train.run.atomic import write_text
 from hsr_train.sweep.summary import Summary, TrialSummary
@@ -116,7 +117,7 @@ def _configuration(trial: TrialSummary) -> dict[str, Any]:
         folds = sorted(place.glob("*/*_folds*/folds.json"))
         if folds:
             config = json.loads(folds[0].read_text(encoding="utf-8"))["config"]
-            config.pop("output_dir", None)  # it was the trial's place
+            config["output_dir"] = Experiment.output_dir  # it was the trial's place
         else:
             config = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
         return {key: value for key, value in config.items() if key not in _NOT_ITS_OWN}
