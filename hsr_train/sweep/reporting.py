@@ -7,6 +7,8 @@ before stays.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +19,10 @@ import optuna
 
 from hsr_train.errors import HsrTrainError
 from hsr_train.run.hparams import Session, write_sessions
+from hsr_train.sweep.progress import line, table
 from hsr_train.sweep.report import write_report
 from hsr_train.sweep.results import write_best, write_leaderboard
+from hsr_train.sweep.study_types import WORKER
 from hsr_train.sweep.summary import Summary, importances
 
 log = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class Reporter:
         self._cost_s = FIRST_S
         self._drawn = time.monotonic()
         self._said: set[str] = set()
+        self._shown: str | None = None
 
     def write(self, *, final: bool = False) -> None:
         """Write everything that shows how the study stands.
@@ -65,6 +70,19 @@ class Reporter:
             if final or time.monotonic() - self._drawn > self._cost_s / SHARE:
                 self._tried("report.html", partial(self._draw, study, summary))
             found = self._tried("view of the study", self._snapshot)
+        self.show()
+
+    def show(self, *, is_trial_over: bool = True) -> None:
+        """Say how the sweep stands: a table on a terminal, elsewhere a line for each trial that is over."""
+        if os.environ.get(WORKER, "0") != "0":  # of several in one terminal, the first speaks
+            return
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        found = self._tried("view of the study", self._snapshot) if terminal or is_trial_over else None
+        if found is not None:
+            text = self._tried("view of the study", partial(table if terminal else line, found[1]))
+            if text is not None and text != self._shown:
+                log.info("%s", text)
+            self._shown = text
 
     def _draw(self, study: optuna.Study, summary: Summary) -> None:
         began = time.monotonic()

@@ -350,6 +350,9 @@ class Study:
                         log.warning("No heartbeat: %s", error)
                     finally:
                         self.storage.remove_session()
+            if self._reporter is not None:
+                self._reporter.show(is_trial_over=False)
+                self.storage.remove_session()
 
     def close(self) -> None:
         """End the heartbeat and the connections."""

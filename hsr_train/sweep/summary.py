@@ -59,6 +59,7 @@ class TrialSummary:
         is_feasible: Whether it holds all constraints.
         started: Unix time.
         ended: Unix time.
+        worker: Who has or had it.
     """
 
     number: int
@@ -74,6 +75,7 @@ class TrialSummary:
     is_feasible: bool = True
     started: float | None = None
     ended: float | None = None
+    worker: str = ""
 
     @property
     def cause(self) -> str:
@@ -215,7 +217,7 @@ def _parameter(name: str, distribution: Any) -> Parameter:
 
 
 def _trial(trial: FrozenTrial, home: Path) -> TrialSummary:
-    notes = trial.user_attrs
+    notes, worker = trial.user_attrs, trial.user_attrs.get("worker")
     here = home / "trials" / str(trial.number)  # first: the folder may have been moved since
     known = Path(notes["directory"]) if "directory" in notes else None
     overrides = [str(word) for word in notes.get("overrides", [])]
@@ -234,6 +236,7 @@ def _trial(trial: FrozenTrial, home: Path) -> TrialSummary:
         is_feasible=all(c <= 0 for c in trial.constraints.values()),
         started=trial.datetime_start.timestamp() if trial.datetime_start else None,
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+        worker=f"{worker.get('host')} {worker.get('pid')}" if worker else "",
     )
 
 

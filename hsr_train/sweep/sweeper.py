@@ -93,6 +93,7 @@ class HsrSweeper(Sweeper):
             try:
                 study.open(spec, this_process())
                 worker = Worker(study, spec, self.job, space.fixed, checked, home, settings.max_failures)
+                study.report(home)
                 try:
                     worker.work()
                 except HsrTrainError:
