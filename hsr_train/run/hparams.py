@@ -5,8 +5,11 @@ Written by `events.EventWriter` from TensorBoard's own protocol buffers, for `te
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +103,7 @@ def _write_session(folder: Path, session: Session) -> None:
         else:
             start.hparams[name].string_value = str(value)
     end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=session.ended)
-    temporary = folder / f".{session.name}.tmp"
+    temporary = folder / f".{session.name}.tmp-{socket.gethostname()}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     with EventWriter(temporary) as writer:
         data = plugin_data_pb2.HParamsPluginData(session_start_info=start)
@@ -111,7 +114,12 @@ def _write_session(folder: Path, session: Session) -> None:
         data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
         writer.metadata(metadata.SESSION_END_INFO_TAG, metadata.create_summary_metadata(data))
     _require_written(writer)
-    temporary.rename(folder / session.name)
+    try:
+        temporary.rename(folder / session.name)
+    except OSError as error:
+        shutil.rmtree(temporary)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another worker wrote the same meanwhile
+            raise
 
 
 def _require_written(writer: EventWriter) -> None:

@@ -21,9 +21,9 @@ def line(summary: Summary, now: float | None = None) -> str:
     """Return what is done, the best so far, and the time left."""
     ended = summary.of_state("complete", "pruned", "fail")
     parts = [f"{len(ended)} of {summary.n_trials} trials done"]
-    parts += [
-        f"{n} {word}" for word, state in (("pruned", "pruned"), ("failed", "fail")) if (n := _count(summary, state))
-    ]
+    for word, state in (("pruned", "pruned"), ("failed", "fail")):
+        if summary.of_state(state):
+            parts.append(f"{len(summary.of_state(state))} {word}")
     if summary.front:
         best = summary.front[0]
         values = zip(summary.objectives, best.values or [], strict=True)

@@ -80,7 +80,8 @@ class Reporter:
         found = self._tried("view of the study", self._snapshot) if terminal or is_trial_over else None
         if found is not None:
             text = self._tried("view of the study", partial(table if terminal else line, found[1]))
-            if text is not None and text != self._shown:
+            has_news = terminal or _num_ended(found[1]) > 0
+            if text is not None and text != self._shown and has_news:
                 log.info("%s", text)
             self._shown = text
 

@@ -22,6 +22,8 @@ from hsr_train.sweep.objectives import MAXIMIZE
 
 FEWEST = 10
 """Complete trials below which an importance says nothing."""
+_TRACEBACK, _LOGGED = "Traceback (most recent call last):", "\nIn /"
+"""In the text of an error: where it begins, and where what the run's own log has of it does."""
 _COLUMNS = {"accuracy": "val_acc", "macro_f1": "val_macro_f1"}
 """Of results.csv, where they are not called like the objective."""
 
@@ -80,10 +82,9 @@ class TrialSummary:
     @property
     def cause(self) -> str:
         """The line that says why it failed, without the traceback around it."""
-        lines = [line for line in (self.error or "").split("\nIn ", 1)[0].splitlines() if line.strip()]
-        ours = [line for line in lines if not line.startswith((" ", "Traceback", "The above", "During"))]
-        name, _, text = ours[-1].partition(": ") if ours else ("", "", "")
-        return text if name.endswith(("RunError", "InputError")) and text else ": ".join(filter(None, (name, text)))
+        last = (self.error or "").partition(_LOGGED)[0].rpartition(_TRACEBACK)[2]
+        line = next((line for line in last.splitlines() if line and not line.startswith(" ")), "")
+        return line.removeprefix("hsr_train.errors.").removeprefix("RunError: ")
 
     def curve(self, objective: str) -> list[tuple[int, float]]:
         """Return (epoch, value) of an objective, from its results.csv, else as the study knows it."""
