@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SHARE = 0.05
 """Of a sweep's time that goes into its page, which is drawn anew each time."""
+STUDY = "view of the study"
 FIRST_S = 2.0
 """What the page may cost before one has been drawn."""
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Reporter:
         Args:
             final: Whether to draw the page in any case.
         """
-        found, ended = self._tried("view of the study", self._snapshot), -1
+        found, ended = self._tried(STUDY, self._snapshot), -1
         while found is not None and _num_ended(found[1]) != ended:
             study, summary = found
             ended = _num_ended(summary)
@@ -69,7 +70,7 @@ class Reporter:
             self._tried("hparams", partial(_write_hparams, summary, self._home))
             if final or time.monotonic() - self._drawn > self._cost_s / SHARE:
                 self._tried("report.html", partial(self._draw, study, summary))
-            found = self._tried("view of the study", self._snapshot)
+            found = self._tried(STUDY, self._snapshot)
         self.show()
 
     def show(self, *, is_trial_over: bool = True) -> None:
@@ -77,13 +78,13 @@ class Reporter:
         if os.environ.get(WORKER, "0") != "0":  # of several in one terminal, the first speaks
             return
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        found = self._tried("view of the study", self._snapshot) if terminal or is_trial_over else None
+        found = self._tried(STUDY, self._snapshot) if terminal or is_trial_over else None
         if found is not None:
-            text = self._tried("view of the study", partial(table if terminal else line, found[1]))
-            has_news = terminal or _num_ended(found[1]) > 0
-            if text is not None and text != self._shown and has_news:
+            text = self._tried("table", partial(table if terminal else line, found[1]))
+            rows = (text or "").partition("\n")[2] or text  # the time that is left is no news by itself
+            if text is not None and rows != self._shown and (terminal or _num_ended(found[1]) > 0):
                 log.info("%s", text)
-            self._shown = text
+            self._shown = rows
 
     def _draw(self, study: optuna.Study, summary: Summary) -> None:
         began = time.monotonic()
@@ -97,7 +98,8 @@ class Reporter:
             return write()
         except Exception as error:  # whatever it is, a night's training is worth more than its table
             text = f"{what}: {error if isinstance(error, HsrTrainError) else f'{type(error).__name__}: {error}'}"
-            level = logging.DEBUG if text in self._said else logging.WARNING
+            # A storage that fails is the worker's own business, which asks it next.
+            level = logging.DEBUG if text in self._said or what == STUDY else logging.WARNING
             self._said.add(text)
             log.log(level, "The sweep goes on without an up-to-date %s", text, exc_info=level == logging.DEBUG)
             return None
