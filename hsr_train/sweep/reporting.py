@@ -65,11 +65,11 @@ class Reporter:
         while found is not None and _num_ended(found[1]) != ended:
             study, summary = found
             ended = _num_ended(summary)
-            self._tried("leaderboard.csv", partial(write_leaderboard, summary, self._home))
-            self._tried("best.yaml", partial(write_best, summary, self._home))
-            self._tried("hparams", partial(_write_hparams, summary, self._home))
+            self._tried("an up-to-date leaderboard.csv", partial(write_leaderboard, summary, self._home))
+            self._tried("an up-to-date best.yaml", partial(write_best, summary, self._home))
+            self._tried("TensorBoard's hparams", partial(_write_hparams, summary, self._home))
             if final or time.monotonic() - self._drawn > self._cost_s / SHARE:
-                self._tried("report.html", partial(self._draw, study, summary))
+                self._tried("an up-to-date report.html", partial(self._draw, study, summary))
             found = self._tried(STUDY, self._snapshot)
         self.show()
 
@@ -80,7 +80,7 @@ class Reporter:
         terminal = sys.stderr is not None and sys.stderr.isatty()
         found = self._tried(STUDY, self._snapshot) if terminal or is_trial_over else None
         if found is not None:
-            text = self._tried("table", partial(table if terminal else line, found[1]))
+            text = self._tried("its table", partial(table if terminal else line, found[1]))
             rows = (text or "").partition("\n")[2] or text  # the time that is left is no news by itself
             if text is not None and rows != self._shown and (terminal or _num_ended(found[1]) > 0):
                 log.info("%s", text)
@@ -93,15 +93,17 @@ class Reporter:
         self._cost_s = self._drawn - began
 
     def _tried(self, what: str, write: Callable[[], T]) -> T | None:
-        """Call a function; say in one line, once, that it failed."""
+        """Call a function; say in one line that it failed, once until it does not."""
         try:
-            return write()
+            made = write()
+            self._said.discard(what)
+            return made
         except Exception as error:  # whatever it is, a night's training is worth more than its table
-            text = f"{what}: {error if isinstance(error, HsrTrainError) else f'{type(error).__name__}: {error}'}"
+            text = str(error) if isinstance(error, HsrTrainError) else f"{type(error).__name__}: {error}"
             # A storage that fails is the worker's own business, which asks it next.
-            level = logging.DEBUG if text in self._said or what == STUDY else logging.WARNING
-            self._said.add(text)
-            log.log(level, "The sweep goes on without an up-to-date %s", text, exc_info=level == logging.DEBUG)
+            level = logging.DEBUG if what in self._said or what == STUDY else logging.WARNING
+            self._said.add(what)
+            log.log(level, "The sweep goes on without %s: %s", what, text, exc_info=level == logging.DEBUG)
             return None
 
 

@@ -112,7 +112,7 @@ def _configuration(trial: TrialSummary) -> dict[str, Any]:
     """
     place = trial.directory
     if place is None:
-        raise RunError(f"{BEST}: trial {trial.number} has no directory")
+        raise RunError(f"trial {trial.number} has no directory")
     try:
         folds = sorted(place.glob("*/*_folds*/folds.json"))
         if folds:
@@ -122,7 +122,7 @@ def _configuration(trial: TrialSummary) -> dict[str, Any]:
             config = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
         return {key: value for key, value in config.items() if key not in _NOT_ITS_OWN}
     except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise RunError(f"{BEST}: the configuration of trial {trial.number} cannot be read: {error}") from error
+        raise RunError(f"the configuration of trial {trial.number} cannot be read: {error}") from error
 
 
 def _literal(value: Any) -> Any:
