@@ -21,7 +21,7 @@ from hsr_train.errors import HsrTrainError
 from hsr_train.run.hparams import Session, write_sessions
 from hsr_train.sweep.progress import line, table
 from hsr_train.sweep.report import write_report
-from hsr_train.sweep.results import write_best, write_leaderboard
+from hsr_train.sweep.results import BEST, write_best, write_leaderboard
 from hsr_train.sweep.study_types import WORKER
 from hsr_train.sweep.summary import Summary, importances
 
@@ -51,6 +51,7 @@ class Reporter:
         self._drawn = time.monotonic()
         self._said: set[str] = set()
         self._shown: str | None = None
+        self._best: tuple[int, list[float] | None, int] | None = None
 
     def write(self, *, final: bool = False) -> None:
         """Write everything that shows how the study stands.
@@ -66,25 +67,34 @@ class Reporter:
             study, summary = found
             ended = _num_ended(summary)
             self._tried("an up-to-date leaderboard.csv", partial(write_leaderboard, summary, self._home))
-            self._tried("an up-to-date best.yaml", partial(write_best, summary, self._home))
+            self._tried("an up-to-date best.yaml", partial(self._write_best, summary))
             self._tried("TensorBoard's hparams", partial(_write_hparams, summary, self._home))
             if final or time.monotonic() - self._drawn > self._cost_s / SHARE:
                 self._tried("an up-to-date report.html", partial(self._draw, study, summary))
             found = self._tried(STUDY, self._snapshot)
-        self.show()
+        if found is not None:
+            self._show(found[1])
 
-    def show(self, *, is_trial_over: bool = True) -> None:
-        """Say how the sweep stands: a table on a terminal, elsewhere a line for each trial that is over."""
+    def show(self) -> None:
+        """Say how the sweep stands while trials run; only a terminal is told so often."""
+        if _is_terminal() and (found := self._tried(STUDY, self._snapshot)) is not None:
+            self._show(found[1])
+
+    def _show(self, summary: Summary) -> None:
+        """Show a table on a terminal, elsewhere a line for each trial that is over."""
         if os.environ.get(WORKER, "0") != "0":  # of several in one terminal, the first speaks
             return
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        found = self._tried(STUDY, self._snapshot) if terminal or is_trial_over else None
-        if found is not None:
-            text = self._tried("its table", partial(table if terminal else line, found[1]))
-            rows = (text or "").partition("\n")[2] or text  # the time that is left is no news by itself
-            if text is not None and rows != self._shown and (terminal or _num_ended(found[1]) > 0):
-                log.info("%s", text)
-            self._shown = rows
+        text = self._tried("its table", partial(table if _is_terminal() else line, summary))
+        rows = (text or "").partition("\n")[2] or text  # the time that is left is no news by itself
+        if text is not None and rows != self._shown and (_is_terminal() or _num_ended(summary) > 0):
+            log.info("%s", text)
+        self._shown = rows
+
+    def _write_best(self, summary: Summary) -> None:
+        now = (summary.front[0].number, summary.front[0].values, summary.n_trials) if summary.front else None
+        if now != self._best or not (self._home / BEST).is_file():
+            write_best(summary, self._home)
+            self._best = now
 
     def _draw(self, study: optuna.Study, summary: Summary) -> None:
         began = time.monotonic()
@@ -105,6 +115,10 @@ class Reporter:
             self._said.add(what)
             log.log(level, "The sweep goes on without %s: %s", what, text, exc_info=level == logging.DEBUG)
             return None
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _num_ended(summary: Summary) -> int:

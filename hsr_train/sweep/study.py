@@ -362,7 +362,7 @@ class Study:
                     finally:
                         self.storage.remove_session()
             if self._reporter is not None:
-                self._reporter.show(is_trial_over=False)
+                self._reporter.show()
                 self.storage.remove_session()
 
     def close(self) -> None:
