@@ -63,5 +63,9 @@ class NotReproducedError(RunError):
     """A reproduction is complete, and differs from its original."""
 
 
+class PrunedError(RunError):
+    """A search gave up a trial after one of its epochs; its record is complete up to there."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived. Handled like Ctrl-C, but the exit status is 143 instead of 130."""

@@ -32,9 +32,9 @@ from hsr_train.bookkeeping import (
 from hsr_train.config import saved
 from hsr_train.config.schema import Experiment
 from hsr_train.decisions import Decisions
-from hsr_train.engines.base import ComposingEngine, Engine, Plan, Result, RunContext, SharedEngine
+from hsr_train.engines.base import ComposingEngine, Engine, Plan, Result, RunContext, SharedEngine, Watch
 from hsr_train.engines.registry import load_engine
-from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
+from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError, RunError
 from hsr_train.hardware import detect
 from hsr_train.hardware.usage import UsageSampler
 from hsr_train.pace import Pace, deadline_of, time_on_cores
@@ -58,11 +58,12 @@ LEAST_TIME_S = 10.0
 """Of a time budget, after the start: less cannot hold an epoch and what comes after it."""
 
 
-def execute(experiment: Experiment) -> Result:
+def execute(experiment: Experiment, watch: Watch | None = None) -> Result:
     """Do what an experiment asks.
 
     Args:
         experiment: From `compose`; not changed.
+        watch: Is told each epoch of a training, and may end it.
 
     Returns:
         What the run achieved; `run_dir` is None for mode=check, split, synthesize, compare and tensorboard, and in a
@@ -125,7 +126,7 @@ def execute(experiment: Experiment) -> Result:
             remembered.flush()
             stack.callback(remembered.setTarget, None)
             try:
-                return _run(engine, plan, run, manifest, reproduction, stack, handler, pace)
+                return _run(engine, plan, run, manifest, reproduction, stack, handler, pace, watch)
             except BaseException as error:
                 write_down(error, handler)
                 raise
@@ -150,6 +151,7 @@ def _run(
     stack: ExitStack,
     handler: TrainLogHandler,
     pace: Pace,
+    watch: Watch | None,
 ) -> Result:
     experiment, since = plan.experiment, time.monotonic()
     resuming = experiment.origin.resume_from is not None
@@ -168,6 +170,7 @@ def _run(
     recovery = _recovery(experiment, run, events)
     before = last_epoch(run.timings_csv) or 0
     context = RunContext(run, status, events, recovery, resuming, handler, pace, _usage(plan, stack))
+    context.watch = watch or context.watch
     outcome, error = "completed", None
     result = Result(run_dir=run.path)
     verbs = {"train": engine.train, "validate": engine.validate, "predict": engine.predict, "export": engine.export}
@@ -177,10 +180,10 @@ def _run(
         result = _perform(verbs[experiment.mode], plan, context)
         error = str(result.failure) if result.failure else None
     except BaseException as failure:
-        outcome = "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
+        outcome = _outcome_of(failure)
         error, result = describe(failure), so_far(run)
         if experiment.mode == "train" and run.config_yaml.is_file():
-            when = "" if outcome == "interrupted" else " when the cause is gone"
+            when = " when the cause is gone" if outcome == "failed" else ""
             failure.add_note(f"To go on{when}: {processes.command()} resume={run.path}")
         raise
     finally:
@@ -200,6 +203,12 @@ def _run(
     if reproduction is not None:
         reproduction.conclude()
     return result
+
+
+def _outcome_of(failure: BaseException) -> str:
+    if isinstance(failure, PrunedError):
+        return "pruned"
+    return "interrupted" if isinstance(failure, KeyboardInterrupt) else "failed"
 
 
 def _perform(verb: Callable[[Plan, RunContext], Result], plan: Plan, context: RunContext) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,13 @@ from hsr_train.run.directory import RunDirectory
 from hsr_train.run.events import EventWriter
 from hsr_train.run.log import TrainLogHandler
 from hsr_train.run.status import StatusWriter
+
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Is told an epoch that is recorded, counted from 1, and its validation metrics; raises PrunedError to end the run."""
+
+
+def _unwatched(epoch: int, metrics: Mapping[str, float]) -> None:
+    """Let every epoch pass."""
 
 
 @dataclass
@@ -63,6 +70,7 @@ class RunContext:
         log: What writes train.log.
         pace: How much time there is.
         usage: Measures what the machine does; None leaves those columns of timings.csv empty.
+        watch: Is told each epoch but the last, when it is recorded.
     """
 
     run: RunDirectory
@@ -73,6 +81,7 @@ class RunContext:
     log: TrainLogHandler | None = None
     pace: Pace = field(default_factory=Pace)
     usage: UsageSampler | None = None
+    watch: Watch = _unwatched
 
     def require_directory(self) -> None:
         """Check that the run's directory is there.

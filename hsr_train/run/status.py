@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
-from hsr_train.errors import HsrTrainError, NotReproducedError, RunError, Terminated
+from hsr_train.errors import HsrTrainError, NotReproducedError, PrunedError, RunError, Terminated
 from hsr_train.run.atomic import write_json
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ STALE_AFTER_S = 60.0
 class StatusWriter:
     """Keeps status.json true while its block runs, and says at the end how the run ended.
 
-    Leaving normally means completed (0), Ctrl-C interrupted (130), SIGTERM interrupted (143), anything else failed
-    with the error's exit status. A resumed run keeps its first start.
+    Leaving normally means completed (0), Ctrl-C interrupted (130), SIGTERM interrupted (143), a search that gives it up
+    pruned, anything else failed with the error's exit status. A resumed run keeps its first start.
 
     Args:
         run: The run's directory; the caller holds its lock.
@@ -220,6 +220,8 @@ def _outcome(error: BaseException | None) -> tuple[str, int, str]:
         return "completed", 0, ""
     if isinstance(error, NotReproducedError):
         return "completed", error.exit_status, str(error)
+    if isinstance(error, PrunedError):
+        return "pruned", error.exit_status, str(error)
     if isinstance(error, Terminated):
         return "interrupted", 143, "stopped by SIGTERM"
     if isinstance(error, KeyboardInterrupt):

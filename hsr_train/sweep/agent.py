@@ -51,6 +51,10 @@ class StudyDoor(Protocol):
         """Return how the study stands."""
         ...
 
+    def report(self, home: Path, *, final: bool = False) -> None:
+        """Write what shows how the study stands."""
+        ...
+
     def close(self) -> None:
         """Leave it."""
         ...
@@ -96,6 +100,10 @@ class RemoteStudy:
         """See `study.Study.standing`."""
         return cast("Standing", self._call("standing"))
 
+    def report(self, home: Path, *, final: bool = False) -> None:
+        """See `study.Study.report`."""
+        self._call("report", home, final=final)
+
     def close(self) -> None:
         """End the child; in a process that was forked since, only forget it."""
         pipes = cast("tuple[IO[bytes], IO[bytes]]", (self._child.stdin, self._child.stdout))
@@ -107,12 +115,12 @@ class RemoteStudy:
         if os.getpid() == self._owner:
             self._child.wait()
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method in the child, to the end even if Ctrl-C arrives: half an answer would spoil the next."""
         assert self._child.stdin is not None and self._child.stdout is not None
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            pickle.dump((method, arguments), self._child.stdin)
+            pickle.dump((method, arguments, options), self._child.stdin)
             self._child.stdin.flush()
             is_sound, answer = pickle.load(self._child.stdout)
         except (OSError, EOFError) as error:
@@ -131,11 +139,11 @@ def serve(letters: IO[bytes], answers: IO[bytes]) -> None:
     study = Study()
     while True:
         try:
-            method, arguments = pickle.load(letters)
+            method, arguments, options = pickle.load(letters)
         except EOFError:
             return
         try:
-            answer: tuple[bool, Any] = True, getattr(study, method)(*arguments)
+            answer: tuple[bool, Any] = True, getattr(study, method)(*arguments, **options)
         except Exception as error:
             answer = False, error
         pickle.dump(answer, answers)

@@ -31,9 +31,11 @@ from optuna.trial import FrozenTrial, TrialState
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.status import is_alive, read_status
 from hsr_train.sweep.points import difference, distributions, given_points
+from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import sampler_for
 from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
 from hsr_train.sweep.study_types import Claim, Spec, Standing
+from hsr_train.sweep.summary import Summary, summarize
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Study:
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
         self._storage: optuna.storages.BaseStorage | None = None
+        self._reporter: Reporter | None = None
 
     def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
         """Find the study or make it, and see to it that its trials wait.
@@ -176,6 +179,22 @@ class Study:
                 recent=len(recent),
                 best=[(t.number, list(t.values), list(t.user_attrs.get("overrides", []))) for t in best],
             )
+
+    def report(self, home: Path, *, final: bool = False) -> None:
+        """Write what shows how the study stands into the sweep's folder; what cannot be written is one warning.
+
+        Args:
+            home: The folder.
+            final: Whether to draw what takes seconds in any case; else seldom enough.
+        """
+        if self._reporter is None:
+            self._reporter = Reporter(home, lambda: self._summary(home))
+        self._reporter.write(final=final)
+
+    def _summary(self, home: Path) -> tuple[optuna.Study, Summary]:
+        with self._told(), self._lock:
+            study = self._study(0)
+            return study, summarize(study, self._trials(), self.n_trials, home)
 
     def _let_its_maker_finish(self, study: optuna.Study) -> None:
         """Wait while somebody else makes this study: two who add its trials at once would add too many."""
@@ -342,6 +361,9 @@ class Study:
                         log.warning("No heartbeat: %s", error)
                     finally:
                         self.storage.remove_session()
+            if self._reporter is not None:
+                self._reporter.show()
+                self.storage.remove_session()
 
     def close(self) -> None:
         """End the heartbeat and the connections."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+WORKER = "HSR_TRAIN_SWEEP_WORKER"
+"""Environment variable: which of `sweep.jobs` workers this is, from 0."""
+
 
 @dataclass(frozen=True)
 class Spec:

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.plugins.sweeper import Sweeper
 
 from hsr_train.decisions import Decisions
-from hsr_train.errors import InputError, Problem
+from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.run.log import success
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
 from hsr_train.sweep.local import in_parallel
@@ -94,7 +94,13 @@ class HsrSweeper(Sweeper):
             try:
                 study.open(spec, this_process())
                 worker = Worker(study, spec, self.job, space.fixed, checked, home, settings.max_failures)
-                worker.work()
+                study.report(home)
+                try:
+                    worker.work()
+                except HsrTrainError:
+                    study.report(home, final=True)
+                    raise
+                study.report(home, final=True)
                 _conclude(study.standing(), spec, home)
             finally:
                 study.close()

@@ -91,7 +91,9 @@ class Worker:
             if claim.number is None:
                 time.sleep(POLL_S)
                 continue
-            if not self._trial(claim.number, claim):
+            has_result = self._trial(claim.number, claim)
+            self.study.report(self.home)
+            if not has_result:
                 self._require_hope()
 
     def _trial(self, number: int, claim: Claim) -> bool:

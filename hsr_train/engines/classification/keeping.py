@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -84,6 +84,10 @@ class Keeper:
         self._saver.submit(partial(self._save, state))
         self._records.report(epoch, figures, seconds, improved=improved)
 
+    def watch(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Show an epoch (counted from 1) to whoever watches the run, who may end it."""
+        self._context.watch(number, metrics)
+
     def _save(self, state: dict[str, Any]) -> None:
         """Write a state and then the weights files of its epoch; not in the main thread."""
         write_state(self._context.run.state, state)
@@ -108,4 +112,7 @@ class Silent:
     def keep(
         self, epoch: int, figures: Figures, times: Times, started: float, snapshot: Snapshot, *, improved: bool
     ) -> None:
+        """See `Keeper`."""
+
+    def watch(self, number: int, metrics: Mapping[str, float]) -> None:
         """See `Keeper`."""

@@ -192,6 +192,8 @@ class Loop:
             log.info("Stopped: a further step would exceed trainer.target_epsilon")
         elif stop:
             log.info("Stopped early: no better val %s for %d epochs", train.best, train.patience)
+        elif epoch + 1 < self.epochs:
+            self.keeper.watch(epoch + 1, found.metrics())
         return stop
 
     def _must_end(self, done: int, total: int) -> bool:

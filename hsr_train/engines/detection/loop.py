@@ -283,6 +283,8 @@ class Loop:
             success(log, "New best model saved! mAP50: %.4f", metrics["mAP50"])
         if stop:
             log.info("Stopped early: no better validation fitness for %d epochs", self.experiment.train.patience)
+        elif epoch + 1 < trainer.epochs:
+            self.context.watch(epoch + 1, metrics)
         return stop
 
     def _require_records(self) -> None:
