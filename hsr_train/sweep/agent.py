@@ -20,6 +20,7 @@ from hsr_train.errors import RunError
 
 if TYPE_CHECKING:
     from hsr_train.sweep.study_types import Claim, Spec, Standing
+    from hsr_train.sweep.watch import Door, Report
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ class StudyDoor(Protocol):
 
     def release(self, number: int) -> None:
         """Give a trial back."""
+        ...
+
+    def reporter(self) -> Report:
+        """Return the way by which a training reports its epochs, from a process that is forked for it, too."""
         ...
 
     def standing(self) -> Standing:
@@ -92,6 +97,10 @@ class RemoteStudy:
         """See `study.Study.release`."""
         self._call("release", number)
 
+    def reporter(self) -> Report:
+        """See `study.Study.reporter`."""
+        return cast("Door", self._call("listen"))
+
     def standing(self) -> Standing:
         """See `study.Study.standing`."""
         return cast("Standing", self._call("standing"))
@@ -127,15 +136,21 @@ class RemoteStudy:
 def serve(letters: IO[bytes], answers: IO[bytes]) -> None:
     """Answer calls until there are no more."""
     from hsr_train.sweep.study import Study
+    from hsr_train.sweep.watch import listen
 
     study = Study()
+    door: Door | None = None
     while True:
         try:
             method, arguments = pickle.load(letters)
         except EOFError:
             return
         try:
-            answer: tuple[bool, Any] = True, getattr(study, method)(*arguments)
+            if method == "listen":
+                door = door or listen(study.report)
+                answer: tuple[bool, Any] = True, door
+            else:
+                answer = True, getattr(study, method)(*arguments)
         except Exception as error:
             answer = False, error
         pickle.dump(answer, answers)
