@@ -8,9 +8,11 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,7 @@ def test_every_pruner_by_name(name: str) -> None:
         good = study.ask()
         for epoch in range(1, 12):
             good.report(1 - 0.5 / epoch, epoch)
+            good.should_prune()  # who is asked about it notes what it was worth
         study.tell(good, 0.95)
     ends = []
     for _ in range(6):  # a trial that gets worse and worse
@@ -137,7 +140,7 @@ REFUSED = [
     (["sweep.pruner=median", "sweep.objective=[mAP50,training_time_minutes]"], "cannot be: several objectives, mAP50"),
     (["sweep.pruner=median", "sweep.objective=training_time_minutes"], "is known at a run's end only"),
     (["sweep.pruner=wilcoxon"], "is for data.fold=all"),
-    (["sweep.pruner=median", "data.fold=all"], "-> sweep.pruner=wilcoxon"),
+    (["sweep.pruner=median", "data.fold=all", "data.path=my/data.yaml"], "-> sweep.pruner=wilcoxon"),
     (["sweep.pruner_warmup=-1"], "sweep.pruner_warmup: -1: must be"),
 ]  # fmt: skip
 
@@ -195,15 +198,19 @@ def test_a_trial_killed_before_its_epoch_was_told_or_its_end_recorded_is_given_u
 ) -> None:
     words = points(GOOD, GOOD, BAD)
     assert sweep.run(*words)[0] == 0
-    for file in sweep.home.glob("study.db*"):
-        file.unlink()
+    with closing(sqlite3.connect(sweep.home / "study.db")) as study, study:
+        trial = "trial_id = (SELECT trial_id FROM trials WHERE number = 2)"
+        study.execute(f"UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE {trial}")
+        study.execute(f"DELETE FROM trial_user_attributes WHERE {trial} AND key = 'pruned_at'")
+        study.execute(f"DELETE FROM trial_intermediate_values WHERE {trial} AND step = 2")
+        study.execute(f"DELETE FROM trial_values WHERE {trial}")
     status = sweep.home / "trials" / "2" / "status.json"
     status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "interrupted"}))
     begun = sweep.epochs()
     code, errors = sweep.run(*words)
     assert code == 0 and sweep.epochs() == begun, errors
     pruned = sweep.trials()[2]
-    assert pruned.state == TrialState.PRUNED and list(pruned.intermediate_values) == [2]
+    assert pruned.state == TrialState.PRUNED and list(pruned.intermediate_values) == [1, 2]
     assert record(sweep, 2)["state"] == "pruned"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -38,4 +40,8 @@ _MAKERS: dict[str, Callable[[Pruning], BasePruner]] = {
 
 def pruner_for(pruning: Pruning | None) -> BasePruner:
     """Return the pruner; what several trials did so far is in the study, and none of it here."""
-    return NopPruner() if pruning is None else _MAKERS[pruning.name](pruning)
+    if pruning is None:
+        return NopPruner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of the patient one and of wilcoxon, each time
+        return _MAKERS[pruning.name](pruning)
