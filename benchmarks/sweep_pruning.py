@@ -142,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pruners", nargs="*", default=["median", "none"], help="NAME, or NAME:STARTUP:WARMUP")
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     searches: dict[str, Search] = {"hydra-optuna-sweeper, tpe": theirs}
@@ -151,7 +152,7 @@ def main() -> int:
     means: list[float] = []
     first: list[int] = []
     for name, run in searches.items():
-        found = [run(seed) for seed in range(args.seeds)]
+        found = [run(args.first_seed + seed) for seed in range(args.seeds)]
         epochs = [one.epochs for one in found]
         first = first or epochs
         means.append(fmean(epochs))
