@@ -7,6 +7,7 @@ the command, whose training has a supervisor; `main` called from Python does eve
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -16,11 +17,11 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hsr_train.errors import HsrTrainError, InputError, Problem, Terminated
 
@@ -38,7 +39,19 @@ def console() -> int:
     status = main(supervise=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # what is done is recorded: no signal makes it undone any more
         signal.signal(number, signal.SIG_IGN)
+    if "torch" in sys.modules:
+        _leave(status)
     return status
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process as Python does, but for the search through all that torch brought along: seconds, of a budget."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # its reader has gone
+            stream.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
@@ -203,8 +216,8 @@ class _Job:
         _log_decisions(experiment)
         return self._run(self._adapted(experiment), watch)
 
-    def __call__(self, _: Any) -> Result | HsrTrainError:
-        """Run the job whose overrides Hydra holds."""
+    def __call__(self, _: Any) -> Any:
+        """Run the job whose overrides Hydra holds: the only one, or one of a sweeper that is not ours."""
         from hydra.core.hydra_config import HydraConfig
 
         overrides = HydraConfig.get().overrides.task
@@ -213,12 +226,24 @@ class _Job:
             _log_decisions(experiment)
             experiment = self._adapted(experiment)
             result: Result = self._run(experiment)
-            return result
+            return self._valued(experiment, result) if self.multirun else result
         except HsrTrainError as error:
             if self.multirun:  # The next job starts; the grid ends with a summary.
                 log.error("The job with %s failed: %s", " ".join(overrides), error)
             self.failures.append(error)
             return error
+
+    def _valued(self, experiment: Experiment, result: Result) -> Any:
+        """Return what other sweepers want of a job: its objective, or a list of several; what has none, the result."""
+        from hsr_train.sweep.objectives import chosen, values_of
+
+        if experiment.mode != "train":
+            return result
+        names, _, problems = chosen(experiment)
+        if problems:
+            raise InputError(problems)
+        values = values_of(names, {"metrics": result.metrics})
+        return values[0] if len(values) == 1 else values
 
     def _run(self, experiment: Experiment, watch: Watch | None = None) -> Any:
         from hsr_train.launcher import gpus_to_share
