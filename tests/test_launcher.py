@@ -147,9 +147,7 @@ def test_classifier_with_the_trainer_for_it_is_started_for_each_gpu(launches: La
     assert len(launches) == 1
 
 
-def test_call_from_python_is_told_that_the_command_does_it(
-    launches: Launches, small_set: Path, tmp_path: Path
-) -> None:
+def test_call_from_python_is_told_that_the_command_does_it(launches: Launches, small_set: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the command python -m hsr_train trains with one for each"):
         words = ["train.device=[0,1]", f"data.path={small_set}", f"output_dir={tmp_path}"]
         hsr_train.execute(hsr_train.compose([*words, f"data.cache_dir={tmp_path}"]))

@@ -10,6 +10,23 @@ WORKER = "HSR_TRAIN_SWEEP_WORKER"
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """How a study gives trials up.
+
+    Attributes:
+        name: `sweep.pruner`, decided.
+        warmup: Epochs of a trial before that.
+        startup: Trials that must be complete before that.
+        epochs: Of a whole trial.
+    """
+
+    name: str
+    warmup: int
+    startup: int
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Spec:
     """What a study is.
 
@@ -26,6 +43,7 @@ class Spec:
         seed: Of the sampler.
         enqueue: Points that are tried first.
         command: What was typed.
+        pruning: How trials are given up; None: they report no epochs.
     """
 
     url: str
@@ -40,6 +58,7 @@ class Spec:
     seed: int
     enqueue: list[dict[str, Any]] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)

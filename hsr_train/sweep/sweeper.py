@@ -17,6 +17,7 @@ from hsr_train.run.log import success
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
 from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.objectives import chosen
+from hsr_train.sweep.pruning import chosen_pruning
 from hsr_train.sweep.space import Space, read_space
 from hsr_train.sweep.study_types import Spec, Standing
 from hsr_train.sweep.urls import storage_url
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 N_TRIALS = 20
 """Of a search whose number of trials nobody typed."""
+ENDS = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
 NO_MATTER = ("sweep.", "hydra.", "tensorboard.", "output_dir", "data.cache_dir", "train.workers", "train.device")
 """Typed keys that make no other study: they change how its trials run, and not what comes out."""
 
@@ -56,6 +58,9 @@ class HsrSweeper(Sweeper):
         objectives, directions, problems = chosen(first)
         sampler = _sampler(space, settings)
         problems += _problems(space, first, sampler)
+        decisions = Decisions()
+        pruning, wrong = chosen_pruning(first, objectives, sampler, decisions)
+        problems += wrong
         points = space.grid() if sampler == "grid" else space.ends()
         checked: dict[tuple[str, ...], Any] = {}
         for point in points:
@@ -69,7 +74,6 @@ class HsrSweeper(Sweeper):
             for experiment in checked.values():
                 self.job.run(experiment)
             return
-        decisions = Decisions()
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
         home, name = _place(first, space, typed)
         spec = Spec(
@@ -85,6 +89,7 @@ class HsrSweeper(Sweeper):
             seed=settings.seed,
             enqueue=[dict(point) for point in settings.enqueue],
             command=[_without_password(word) for word in sys.argv],
+            pruning=pruning,
         )
         _make(home)
         log.info("Sweep of %d trials: %s", n_trials, home)
@@ -94,13 +99,13 @@ class HsrSweeper(Sweeper):
             try:
                 study.open(spec, this_process())
                 worker = Worker(study, spec, self.job, space.fixed, checked, home, settings.max_failures)
-                study.report(home)
+                study.show(home)
                 try:
                     worker.work()
                 except HsrTrainError:
-                    study.report(home, final=True)
+                    study.show(home, final=True)
                     raise
-                study.report(home, final=True)
+                study.show(home, final=True)
                 _conclude(study.standing(), spec, home)
             finally:
                 study.close()
@@ -196,6 +201,8 @@ def _conclude(standing: Standing, spec: Spec, home: Path) -> None:
     for number, values, overrides in standing.best:
         named = ", ".join(f"{n} {v:.4g}" for n, v in zip(spec.objectives, values, strict=True))
         log.info("Best: trial %d, %s, with %s", number, named, " ".join(overrides))
+    counts = ", ".join(f"{standing.states[state]} {name}" for state, name in ENDS.items())
+    log.info("Trials: %s", counts)
     if running or waiting:
         log.info("%d trials are in other hands; this worker has none left to take", running + waiting)
     if standing.failed:

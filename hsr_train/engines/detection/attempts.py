@@ -107,6 +107,8 @@ class Attempts:
                 average = WeightAverage(state.get("swa") if state else None, trainer.device)
                 loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0, average)
                 finished = state is not None and state["stopped"] and not extended
+                if state and not finished and done < trainer.epochs:
+                    context.watch(done, state["metrics"])
                 epochs = done if finished else loop.train()
             finally:
                 trainer.close()
