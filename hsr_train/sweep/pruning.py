@@ -52,8 +52,8 @@ def chosen_pruning(
 
 
 def warmup_of(epochs: int) -> int:
-    """Return the epochs before any pruning if nobody typed them: 1 of 5, 5 of 50, 10 of 100."""
-    return max(epochs // 10, 1)
+    """Return the epochs before any pruning if nobody typed them: 1 of 5, 2 of 50, 5 of 100."""
+    return max(epochs // 20, 1)
 
 
 def _obstacle(experiment: Any, objectives: list[str]) -> str | None:

@@ -30,7 +30,7 @@ class SweepConfig:
     sampler: str = knob("auto", "How values are chosen; auto: grid or tpe.", choices=SAMPLERS)
     seed: int = knob(42, "Seed of the sampler; a trial's values follow from it, its number and earlier results.", ge=0)
     pruner: str = knob("auto", "What ends a hopeless trial early; auto: median, and none of a grid.", choices=PRUNERS)
-    pruner_warmup: int | None = knob(None, "Epochs of a trial before it may be pruned; null: a tenth of all.", ge=0)
+    pruner_warmup: int | None = knob(None, "Epochs of a trial before it may be pruned; null: a twentieth of all.", ge=0)
     pruner_startup: int = knob(3, "Complete trials before any is pruned.", ge=0)
     max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
     enqueue: list[Any] = knob([], "Points that are tried first, such as [{optimizer.lr0: 0.01}].")
