@@ -202,8 +202,8 @@ class _Job:
         _log_decisions(experiment)
         return self._run(self._adapted(experiment))
 
-    def __call__(self, _: Any) -> Result | HsrTrainError:
-        """Run the job whose overrides Hydra holds."""
+    def __call__(self, _: Any) -> Any:
+        """Run the job whose overrides Hydra holds: the only one, or one of a sweeper that is not ours."""
         from hydra.core.hydra_config import HydraConfig
 
         overrides = HydraConfig.get().overrides.task
@@ -212,12 +212,24 @@ class _Job:
             _log_decisions(experiment)
             experiment = self._adapted(experiment)
             result: Result = self._run(experiment)
-            return result
+            return self._valued(experiment, result) if self.multirun else result
         except HsrTrainError as error:
             if self.multirun:  # The next job starts; the grid ends with a summary.
                 log.error("The job with %s failed: %s", " ".join(overrides), error)
             self.failures.append(error)
             return error
+
+    def _valued(self, experiment: Experiment, result: Result) -> Any:
+        """Return what other sweepers want of a job: its objective, or a list of several; what has none, the result."""
+        from hsr_train.sweep.objectives import chosen, values_of
+
+        if experiment.mode != "train":
+            return result
+        names, _, problems = chosen(experiment)
+        if problems:
+            raise InputError(problems)
+        values = values_of(names, {"metrics": result.metrics})
+        return values[0] if len(values) == 1 else values
 
     def _run(self, experiment: Experiment) -> Any:
         from hsr_train.launcher import gpus_to_share

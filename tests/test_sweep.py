@@ -16,10 +16,16 @@ from typing import Any
 
 import optuna
 import pytest
+from fake_machines import gpu, machine
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.cli import main
 from hsr_train.engines.registry import ENGINES
+from hsr_train.sweep import study
+from hsr_train.sweep.local import leases
+from hsr_train.sweep.points import distributions
+from hsr_train.sweep.study_types import Spec
+from hsr_train.sweep.worker import this_process
 
 TESTS = Path(__file__).parent
 LR = "optimizer.lr0=tag(log,interval(1e-4,1e-2))"
@@ -102,7 +108,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     for process in made.begun:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.communicate()
 
 
 def require_complete(sweep: Sweep, n: int, storage: Any = None) -> None:
@@ -150,17 +156,37 @@ def test_choices_alone_are_the_full_grid_through_the_same_study(sweep: Sweep) ->
     assert points == [(0.001, 8), (0.001, 16), (0.01, 8), (0.01, 16)]
 
 
-def test_a_seeded_search_suggests_the_same_and_another_seed_does_not(sweep: Sweep) -> None:
+def suggested(folder: Path, name: str, seed: int, sampler: str = "tpe", n: int = 12) -> list[list[str]]:
+    """Return what a study's trials would search, each told as soon as it was claimed."""
+    url = f"sqlite:///{folder / name}.db"
+    spec = Spec(url, name, "detect", ["recall"], ["maximize"], n, [LR, BATCH], [], sampler, seed)
+    door = study.Study()
+    door.open(spec, this_process())
     found = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        status, errors = sweep.run(LR, BATCH, "sweep.n_trials=2", f"sweep.seed={seed}", f"sweep.dir={name}")
-        assert status == 0, errors
-        trials = sweep.trials(name, f"sqlite:///{sweep.folder / name / 'study.db'}")
-        found.append([t.params for t in trials])
-    assert found[0] == found[1] != found[2]
+    while (claim := door.claim()) is not None:
+        assert claim.number is not None
+        found.append(claim.overrides)
+        door.tell(claim.number, "complete", [claim.number % 5 / 10], {})
+    door.close()
+    return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_seeded_search_suggests_the_same_and_another_seed_does_not(tmp_path: Path) -> None:
+    first = suggested(tmp_path, "a", 1)
+    assert len({str(point) for point in first}) == 12
+    assert first == suggested(tmp_path, "b", 1)
+    assert suggested(tmp_path, "c", 2, n=3) != first[:3]
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "nsgaii"])
+def test_samplers_by_name(tmp_path: Path, sampler: str) -> None:
+    assert len({str(point) for point in suggested(tmp_path, sampler, 1, sampler, n=4)}) == 4
+
+
+STOPS = [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_trial_goes_on_with_its_number_and_from_its_state(sweep: Sweep, number: signal.Signals) -> None:
     process = sweep.start(LR, "sweep.n_trials=2", SWEEP_EPOCH_S="1.5")
     until(lambda: any(line.startswith("0 2") for line in sweep.epochs()))
@@ -178,6 +204,7 @@ def test_a_stopped_trial_goes_on_with_its_number_and_from_its_state(sweep: Sweep
     assert "Trial 0 goes on" in errors
 
 
+@pytest.mark.slow
 def test_a_worker_killed_alone_leaves_a_trial_that_is_taken_over_when_its_run_has_ended(sweep: Sweep) -> None:
     process = sweep.start(LR, "sweep.n_trials=1", SWEEP_EPOCH_S="1")
     until(lambda: len(sweep.epochs()) == 1)
@@ -208,6 +235,7 @@ def test_a_second_terminal_joins_and_takes_the_next_trial(sweep: Sweep) -> None:
     assert len({t.user_attrs["worker"]["pid"] for t in sweep.trials()}) == 2
 
 
+@pytest.mark.slow
 def test_jobs_share_cores_and_trials(sweep: Sweep) -> None:
     status, errors = ended(sweep.start(LR, "sweep.n_trials=4", "sweep.jobs=2", SWEEP_EPOCH_S="0.3"))
     assert status == 0, errors
@@ -217,6 +245,7 @@ def test_jobs_share_cores_and_trials(sweep: Sweep) -> None:
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_jobs_and_gives_their_trials_back(sweep: Sweep) -> None:
     process = sweep.start(LR, "sweep.n_trials=4", "sweep.jobs=2", SWEEP_EPOCH_S="2")
     until(lambda: len({line.split()[0] for line in sweep.epochs()}) == 2)
@@ -225,6 +254,7 @@ def test_ctrl_c_ends_all_jobs_and_gives_their_trials_back(sweep: Sweep) -> None:
     assert sweep.states() == ["waiting"] * 4
 
 
+@pytest.mark.slow
 def test_a_journal_file_holds_a_study(sweep: Sweep) -> None:
     journal = sweep.folder / "shared disk.log"
     both = [sweep.start(LR, "sweep.n_trials=4", f"sweep.storage='{journal}'", SWEEP_EPOCH_S="0.3") for _ in range(2)]
@@ -284,35 +314,46 @@ def test_points_of_the_user_are_tried_first(sweep: Sweep) -> None:
 
 
 REFUSED = [
-    (["sweep.objective=map", LR], "sweep.objective: map: task=detect reports no such value; there are mAP50-95, mAP50"),
-    (["sweep.direction=up", LR], "sweep.direction: up: must be maximize or minimize"),
-    (["optimizer.lr0=interval(1e-2,1e-4)"], "it begins above its end"),
-    (["optimizer.lr0=interval(1e-2,1e-2)"], "both ends are the same"),
-    (["optimizer.lr0=tag(log,interval(0,1e-2))"], "a logarithmic interval begins above 0"),
-    (["train.batch=choice(8)"], "train.batch: choice(8): is a choice of one"),
-    (["train.batch=8,8"], "names 8 more than once"),
-    ([LR, "optimizer.lr0=1,2"], "optimizer.lr0: is typed more than once"),
-    (["train.epochs=3"], "nothing is searched"),
-    ([LR, "sweep.sampler=grid"], "is a range to sample from, which a grid cannot do"),
-    (["optimizer.lr0=interval(1e-4,7)"], "optimizer.lr0: 7.0: must be"),
-    (["train.bath=4,8"], "-> train.batch="),
-    (["task=detect,classify"], "a grid is of one task"),
-    ([LR, "mode=validate", "model.weights=x.pt"], "hydra/sweeper=basic"),
-    ([LR, "sweep.storage=nonsense"], "is no database URL and no journal file"),
-    ([LR, "sweep.storage=journal:/proc/x/y.log"], "cannot be used"),
-    ([LR, "sweep.storage=postgresql://me:secret@127.0.0.1:1/x"], "cannot be used"),
-    ([LR, "sweep.dir=/proc/x"], "sweep.dir: /proc/x: cannot be made"),
-]  # fmt: skip
+    (
+        ["sweep.objective=map", "sweep.direction=up", "sweep.sampler=grid", "optimizer.lr0=interval(1e-4,7)"],
+        [
+            "sweep.objective: map: task=detect reports no such value; there are mAP50-95, mAP50",
+            "sweep.direction: up: must be maximize or minimize",
+            "optimizer.lr0: interval(1e-4,7): is a range to sample from, which a grid cannot do",
+        ],
+    ),
+    (["optimizer.lr0=interval(1e-4,7)"], ["optimizer.lr0: 7.0: must be above 0"]),
+    (
+        ["optimizer.lr0=interval(1e-2,1e-4)", "optimizer.momentum=interval(0.1,0.1)", "train.batch=choice(8)"],
+        ["it begins above its end", "both ends are the same", "train.batch: choice(8): is a choice of one"],
+    ),
+    (
+        ["optimizer.lr0=tag(log,interval(0,1e-2))", "train.batch=8,8", "train.seed=1,2", "train.seed=3"],
+        ["a logarithmic interval begins above 0", "names 8 more than once", "train.seed: is typed more than once"],
+    ),
+    (["mode=validate", "model.weights=x.pt"], ["nothing is searched", "hydra/sweeper=basic"]),
+    (["train.bath=4,8"], ["-> train.batch="]),
+    (["task=detect,classify"], ["a grid is of one task"]),
+    (["train.seed=1,2", "sweep.storage=nonsense"], ["is no database URL and no journal file"]),
+    (["train.seed=1,2", "sweep.storage=journal:/proc/x/y.log"], ["cannot be used"]),
+    (["train.seed=1,2", "sweep.storage=postgresql://me:secret@127.0.0.1:1/x"], ["cannot be used"]),
+    (["train.seed=1,2", "sweep.dir=/proc/x"], ["sweep.dir: /proc/x: cannot be made"]),
+]
 
 
-@pytest.mark.parametrize(("words", "message"), REFUSED, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(("words", "messages"), REFUSED, ids=lambda v: v[-1])
 def test_refused_before_any_trial(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    messages: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["-m", "train.device=cpu", "sweep.n_trials=2", *words]) == 2
+    assert main(["-m", "train.device=cpu", *words]) == 2
     errors = capsys.readouterr().err
-    assert message in errors and "Traceback" not in errors and "secret" not in errors
+    assert [message for message in messages if message not in errors] == []
+    assert "Traceback" not in errors and "secret" not in errors
     assert not list(tmp_path.rglob("status.json"))
 
 
@@ -327,6 +368,79 @@ def test_a_read_only_study_is_refused_in_one_line(sweep: Sweep) -> None:
     status, errors = sweep.run(LR, "sweep.n_trials=1")
     assert status == 2 and "sweep.storage" in errors and "unable to open database file" in errors
     assert "Traceback" not in errors
+
+
+def test_other_sweepers_work_as_hydra_has_them(sweep: Sweep) -> None:
+    assert main(["-m", *WORDS, "hydra/sweeper=basic", "train.seed=1,2"]) == 0
+    runs = list((sweep.folder / "outputs" / "detect").iterdir())
+    assert len(runs) == 2 and not sweep.home.exists()
+    sweeper = "hydra.sweeper"
+    words = ["hydra/sweeper=optuna", f"{sweeper}.n_trials=2", f"{sweeper}.n_jobs=1", f"{sweeper}.direction=maximize"]
+    assert main(["-m", *WORDS, *words, LR]) == 0
+    assert "best_value: 0." in (sweep.folder / "optimization_results.yaml").read_text()
+
+
+def test_a_file_of_a_search_names_it_and_what_is_typed_beats_it(sweep: Sweep) -> None:
+    file = sweep.folder / "ours" / "sweep" / "team_lr.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "# @package _global_\n"
+        "sweep: {n_trials: 2, objective: recall, seed: 3}\n"
+        "hydra: {sweeper: {params: {optimizer.lr0: 'interval(1e-4,1e-2)', train.batch: 'choice(8,16)'}}}\n"
+    )
+    words = ["--config-dir", "ours", "-m", "sweep=team_lr"]
+    assert main(words) == 0
+    home = sweep.folder / "outputs" / "sweeps" / "team_lr"
+    trials = sweep.trials("team_lr", f"sqlite:///{home / 'study.db'}")
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
+    assert set(trials[0].params) == {"optimizer.lr0", "train.batch"}
+    assert trials[0].value == trials[0].user_attrs["metrics"]["recall"]
+    assert main([*words, "train.batch=4", "sweep.n_trials=1"]) == 0
+    (other,) = [path for path in home.parent.iterdir() if path != home]
+    (trial,) = sweep.trials(other.name, f"sqlite:///{other / 'study.db'}")
+    assert set(trial.params) == {"optimizer.lr0"}
+
+
+def test_each_job_gets_a_gpu_or_a_share_of_the_cores(caplog: pytest.LogCaptureFixture) -> None:
+    two = machine(gpu(0, 24), gpu(1, 24))
+    assert [lease["CUDA_VISIBLE_DEVICES"] for lease in leases(two, 3)] == [two.gpus[n].uuid for n in (0, 1, 0)]
+    assert "3 workers share 2 GPUs" in caplog.text
+    none = machine()
+    assert {lease["OMP_NUM_THREADS"] for lease in leases(none, 2)} == {str(none.cores // 2)}
+
+
+def test_mode_check_prepares_the_ends_and_runs_nothing(sweep: Sweep) -> None:
+    status, errors = sweep.run(LR, BATCH, "sweep.n_trials=9", "mode=check")
+    assert status == 0, errors
+    assert not sweep.home.exists() and sweep.epochs() == []
+
+
+def test_a_storage_that_fails_in_mid_sweep_ends_it_and_nothing_is_lost(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "RETRIES_S", (0.01,))
+    tell = optuna.Study.tell
+
+    def refuse(self: optuna.Study, number: int, *arguments: Any) -> FrozenTrial:
+        if number == 1:
+            raise optuna.exceptions.StorageInternalError("database or disk is full")
+        return tell(self, number, *arguments)
+
+    monkeypatch.setattr(optuna.Study, "tell", refuse)
+    status, errors = sweep.run(LR, "sweep.n_trials=3")
+    assert status == 1 and "database or disk is full" in errors and "the same command again" in errors
+    monkeypatch.setattr(optuna.Study, "tell", tell)
+    status, errors = sweep.run(LR, "sweep.n_trials=3")
+    assert status == 0 and "Trial 1 is done" in errors
+    require_complete(sweep, 3)
+
+
+def test_the_plugins_grammar_is_what_the_study_is_made_of() -> None:
+    space = distributions([LR, BATCH, "train.epochs=range(2,8,2)", "train.seed=int(interval(0,9))"])
+    assert space["optimizer.lr0"] == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    assert space["train.batch"] == optuna.distributions.CategoricalDistribution([4, 8, 16, 32])
+    assert space["train.epochs"] == optuna.distributions.IntDistribution(2, 6, step=2)
+    assert space["train.seed"] == optuna.distributions.IntDistribution(0, 9)
 
 
 # ---- a real database server
@@ -361,6 +475,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study_on_postgresql(sweep: Sweep, postgres: str) -> None:
     words = (LR, BATCH, "sweep.n_trials=6", f"sweep.storage='{postgres}'")
     both = [sweep.start(*words, SWEEP_EPOCH_S="0.3") for _ in range(2)]

@@ -184,7 +184,7 @@ def _fits(group: str, option: str, schema: type[Experiment]) -> bool:
     known = {key for key, _, _ in leaves(schema)}
     if not prefix and SCHEMAS.get(str(values.get("task")), schema) is not schema:
         return False
-    keys = _flat(values, prefix)
+    keys = [key for key in _flat(values, prefix) if not key.startswith("hydra.")]  # a search says what it searches
     # A mapping such as adjust.at_most is one key, whatever is in it.
     return all(key in known or any(key.startswith(f"{name}.") for name in known) for key in keys)
 

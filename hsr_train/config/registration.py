@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 
+from hsr_train.config.paths import SWEEPS_DIR
 from hsr_train.config.schema import ClassifyExperiment, DetectExperiment, Experiment
 
 # A task's YAML in conf/task pulls its schema in by this name.
@@ -30,6 +32,9 @@ def register() -> None:
         store.store(group="schema", name=task, node=schema, package="_global_", provider=_PROVIDER, replace=True)
     sweeper = {"_target_": "hsr_train.sweep.sweeper.HsrSweeper", "params": None}
     store.store(group="hydra/sweeper", name="hsr", node=sweeper, provider=_PROVIDER, replace=True)
+    for file in sorted(SWEEPS_DIR.glob("*.yaml")):
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+        store.store(group="sweep", name=file.stem, node=node, package="_global_", provider=_PROVIDER, replace=True)
     set_auto_tier("manual")
     set_adjustment({})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable
 
@@ -32,7 +33,9 @@ def sampler_for(name: str, seed: int, number: int) -> BaseSampler:
     """
     own = seed if name in _ONE_SEQUENCE else zlib.crc32(f"{seed} {number}".encode())
     try:
-        return _MAKERS[name](own)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # it was asked for by name
+            return _MAKERS[name](own)
     except ImportError as error:
         allowed = "needs a package that is not installed"
         raise InputError(Problem("sweep.sampler", name, allowed, f"pip install {_PACKAGES.get(name, name)}")) from error

@@ -55,6 +55,7 @@ class Study:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._current: int | None = None
+        self._is_open = False
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
         self._storage: optuna.storages.BaseStorage | None = None
@@ -89,18 +90,23 @@ class Study:
             if not is_new:
                 self._let_its_maker_finish(study)
             self._require_same(study)
-            while len(self._trials()) < self.n_trials:
+            missing = self.n_trials - len(self._trials())
+            for _ in range(missing):
+                if not is_new and len(self._trials()) >= self.n_trials:  # another one adds them, too
+                    break
                 study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
             self._before = {t.number for t in self._trials() if t.state.is_finished()}
         self._heart = threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True)
         self._heart.start()
+        self._is_open = True
         return self.standing()
 
     def claim(self) -> Claim | None:
         """Take the next trial; None if every one is finished or in the hands of a living worker."""
         with self._told(), self._lock:
-            busy = self._take_back()
-            for trial in self._trials():
+            trials = self._trials()
+            busy, taken_back = self._take_back(trials)
+            for trial in self._trials() if taken_back else trials:
                 if trial.state == TrialState.WAITING and self._take(trial):
                     self._current = trial.number
                     return Claim(trial.number, self._overrides(trial), trial.user_attrs.get("directory"))
@@ -135,7 +141,7 @@ class Study:
                     self._study(number).tell(number, values, TrialState[state.upper()])
                     self._current = None
                     return True
-            except InputError:
+            except RunError:
                 if pause_s is None:
                     raise
                 log.warning("The storage refuses the result of trial %d; trying again in %.1f s", number, pause_s)
@@ -160,7 +166,8 @@ class Study:
             recent.sort(key=lambda t: t.datetime_complete or datetime.max)
             causes = [str(t.user_attrs.get("cause", "")) for t in recent if t.state == TrialState.FAIL]
             study = self._study(0)
-            best = [] if not states["complete"] else study.best_trials
+            several = len(self.spec.objectives) > 1
+            best = [] if not states["complete"] else study.best_trials if several else [study.best_trial]
             return Standing(
                 n_trials=self.n_trials,
                 states=states,
@@ -214,13 +221,13 @@ class Study:
         worker = trial.user_attrs.get("worker") or {}
         return all(worker.get(key) == self.worker[key] for key in ("host", "pid", "process"))
 
-    def _take_back(self) -> bool:
-        """Let trials of dead workers wait again; return whether a run of one is still ending."""
-        dead = [t for t in self._trials() if t.state == TrialState.RUNNING and self._is_dead(t)]
+    def _take_back(self, trials: list[FrozenTrial]) -> tuple[bool, bool]:
+        """Let trials of dead workers wait again; return whether a run of one is still ending, and whether any waits."""
+        dead = [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t)]
         ending = [t for t in dead if self._run_is_alive(t)]
         dead = [t for t in dead if t not in ending]
         if not dead:
-            return bool(ending)
+            return bool(ending), False
         token = uuid.uuid4().hex
         for trial in dead:
             self.storage.set_trial_user_attr(self._id(trial.number), "taken_over_by", token)
@@ -232,7 +239,7 @@ class Study:
             if now.state == TrialState.RUNNING and mine and same:
                 log.info("Trial %d was left by %s and goes on", trial.number, _who(trial))
                 self.storage.set_trial_state_values(self._id(trial.number), TrialState.WAITING)
-        return bool(ending)
+        return bool(ending), True
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         if self._is_mine(trial):
@@ -313,11 +320,15 @@ class Study:
 
         Raises:
             InputError: It cannot be used.
+            RunError: It was in use already, and refuses now.
         """
         try:
             yield
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
-            raise refused(self.spec.url, error) from error
+            problem = refused(self.spec.url, error)
+            if not self._is_open:
+                raise problem from error
+            raise RunError(f"{problem}\nNothing is lost. To go on: the same command again") from error
 
     def _beat(self) -> None:
         """Say every half minute that the current trial is in living hands, for those on other machines."""
@@ -327,7 +338,7 @@ class Study:
                     try:
                         with self._told():
                             self._sign(self._id(self._current))
-                    except (InputError, RunError) as error:
+                    except RunError as error:
                         log.warning("No heartbeat: %s", error)
                     finally:
                         self.storage.remove_session()

@@ -50,6 +50,7 @@ class HsrSweeper(Sweeper):
         """
         space = read_space(arguments, self.params, self.config_loader)
         first = self.job.compose(space.first())
+        typed = any("=" in a and a.partition("=")[0] in {d.key for d in space.dimensions} for a in arguments)
         space = space.without("sweep.")  # a trial's own record says nothing of the search
         settings = first.sweep
         objectives, directions, problems = chosen(first)
@@ -70,7 +71,7 @@ class HsrSweeper(Sweeper):
             return
         decisions = Decisions()
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
-        home, name = _place(first, space)
+        home, name = _place(first, space, typed)
         spec = Spec(
             url=storage_url(settings.storage, home),
             name=name,
@@ -99,6 +100,7 @@ class HsrSweeper(Sweeper):
                 study.close()
 
         if settings.jobs > 1:
+            checked.clear()  # each worker's share of the machine may mean another tier
             in_parallel(work, settings.jobs, self.job)
         else:
             work()
@@ -150,13 +152,21 @@ def _fixed(space: Space) -> list[str]:
     return sorted(line for line in space.fixed if not line.lstrip("+").startswith(NO_MATTER))
 
 
-def _place(experiment: Any, space: Space) -> tuple[Path, str]:
-    """Return the sweep's folder and the study's name: the same for the same command, on every machine."""
+def _place(experiment: Any, space: Space, typed: bool) -> tuple[Path, str]:
+    """Return the sweep's folder and the study's name: the same for the same command, on every machine.
+
+    Args:
+        experiment: Of the search's first point.
+        space: What is searched.
+        typed: Whether a searched key was typed, beside what a file of sweeps/ searches.
+    """
     settings = experiment.sweep
-    words = [d.key.rpartition(".")[2] for d in space.dimensions]
+    chosen = [line.partition("=")[2] for line in space.fixed if line.startswith("sweep=")]
+    words = chosen or [d.key.rpartition(".")[2] for d in space.dimensions]
     text = "\n".join([experiment.task, *(d.line for d in space.dimensions), *_fixed(space), str(settings.objective)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    default = re.sub(r"[^\w.+-]+", "_", "_".join(words))[:80] + f"_{digest}"
+    is_as_written = chosen and not typed and all(line.startswith(("sweep=", "task=")) for line in _fixed(space))
+    default = re.sub(r"[^\w.+-]+", "_", "_".join(words))[:80] + ("" if is_as_written else f"_{digest}")
     output_dir = Path(experiment.output_dir).expanduser().absolute()
     home = Path(settings.dir).expanduser().absolute() if settings.dir else output_dir / "sweeps" / default
     return home, settings.study_name or home.name

@@ -91,15 +91,16 @@ class Worker:
             if claim.number is None:
                 time.sleep(POLL_S)
                 continue
-            self._trial(claim.number, claim)
-            self._require_hope()
+            if not self._trial(claim.number, claim):
+                self._require_hope()
 
-    def _trial(self, number: int, claim: Claim) -> None:
+    def _trial(self, number: int, claim: Claim) -> bool:
+        """Run one trial and tell of it; return whether it came to a result."""
         place = self.home / "trials" / str(number)
         began = time.monotonic()
         log.info("Trial %d of %d: %s", number, self.spec_total, " ".join(claim.overrides))
+        self.study.note(number, {"directory": str(place)})
         try:
-            self.study.note(number, {"directory": str(place)})
             record = self._record(claim, place)
             values = values_of(self.spec.objectives, record)
             notes = {
@@ -126,6 +127,7 @@ class Worker:
             log.warning("Trial %d was taken over by another worker meanwhile; its result is not told", number)
         elif text:
             log.info("Trial %d: %s", number, text)
+        return state != "fail"
 
     @property
     def spec_total(self) -> int:
