@@ -39,6 +39,8 @@ def check_synthetic(
         if getattr(config, key) == _DEMO and e.data.path not in DEMO_SETS:
             allowed = f"is the built-in set's, for data.path={' or '.join(DEMO_SETS)} alone"
             remedy = f"synthetic.{key}=FOLDER (a folder of that name: ./{_DEMO})"
+            if "sweep" in typed and f"synthetic.{key}" not in typed:
+                remedy = f"synthetic.{key}=FOLDER, or search without composed images: sweep=detect_lr_batch"
             problems.append(Problem(f"synthetic.{key}", _DEMO, allowed, remedy))
     if config.enabled not in (True, False, "auto"):
         return [*problems, Problem("synthetic.enabled", shown(config.enabled), "must be auto, true or false")]

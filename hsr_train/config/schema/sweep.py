@@ -28,4 +28,6 @@ class SweepConfig:
     sampler: str = knob("auto", "How values are chosen; auto: grid or tpe.", choices=SAMPLERS)
     seed: int = knob(42, "Seed of the sampler; a trial's values follow from it, its number and earlier results.", ge=0)
     max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
-    enqueue: list[Any] = knob([], "Points that are tried first, such as [{optimizer.lr0: 0.01}].")
+    enqueue: list[Any] = knob([], "Points that are tried after the preset's own, such as [{optimizer.lr0: 0.01}].")
+    warm_start: str | None = knob(None, "Folder of another sweep, whose best points are tried after those.")
+    warm_start_best: int = knob(3, "How many points of it.", ge=1)
