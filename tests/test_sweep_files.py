@@ -1,4 +1,4 @@
-"""The files of sweeps/, what a search may vary, and where it begins; trials run with the engine of `sweep_engine.py`."""
+"""The files of sweeps/, what a search may vary, and where it begins; trials run with `sweep_engine.py`."""
 
 from __future__ import annotations
 

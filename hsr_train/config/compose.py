@@ -138,8 +138,9 @@ def _once(typed: Typed, config_name: str) -> AnyExperiment:
     schema = registration.SCHEMAS[task or composition.plain.get("task", "detect")]
     if composition.plain.get("task", task) != task and preset:
         sweep = composition.choices.get("sweep")
-        group, choice = ("sweep", sweep) if refusals.is_of_another_task("sweep", sweep, schema) else ("preset", preset)
-        raise InputError([*problems, refusals.of_another_task(group, choice, schema)])
+        is_sweep = refusals.is_of_another_task("sweep", sweep, schema)
+        group, choice = ("sweep", sweep) if is_sweep else ("preset", preset)
+        raise InputError([*problems, refusals.of_another_task(group, str(choice), schema)])
     experiment, refused = build(schema, composition.plain)
     problems += refused
     problems += [
