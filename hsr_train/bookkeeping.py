@@ -20,6 +20,7 @@ from hsr_train.hardware import choose_workers, detect
 from hsr_train.hardware.gpus import GIB
 from hsr_train.recovery import Recovery
 from hsr_train.run.atomic import write_json, write_text
+from hsr_train.run.changes import PLANNED
 from hsr_train.run.data_files import write_data_files
 from hsr_train.run.directory import RunDirectory
 from hsr_train.run.manifest import read_manifest
@@ -84,7 +85,9 @@ def throughput(plan: Plan, run: RunDirectory, recovery: Recovery, before: int) -
     except HsrTrainError as error:  # what ended the run matters more
         log.debug("%s", error)
         return None
-    figures = summarise(rows, max(before, 0, *(change.epoch - 1 for change in recovery.changes)))
+    # Another number of epochs makes no epoch faster or slower.
+    changed = [change.epoch - 1 for change in recovery.changes if change.cause != PLANNED]
+    figures = summarise(rows, max(before, 0, *changed))
     if figures is None:
         return None
     train, machine = cast(Any, plan.experiment).train, detect()

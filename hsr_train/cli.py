@@ -7,6 +7,7 @@ the command, whose training has a supervisor; `main` called from Python does eve
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -16,10 +17,10 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hsr_train.errors import HsrTrainError, InputError, Problem, Terminated
 
@@ -37,7 +38,19 @@ def console() -> int:
     status = main(supervise=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # what is done is recorded: no signal makes it undone any more
         signal.signal(number, signal.SIG_IGN)
+    if "torch" in sys.modules:
+        _leave(status)
     return status
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process as Python does, but for the search through all that torch brought along: seconds, of a budget."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # its reader has gone
+            stream.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import gc
 import os
 import pickle
 import signal
@@ -110,7 +109,6 @@ def work(execute: Callable[[Any], Any], experiment: Any, letters: Letters, paren
         letters.send(OUTCOME, outcome)
     except Exception:  # Above, Hydra would take it for a failed job and start the next one here.
         sys.excepthook(*sys.exc_info())
-    gc.freeze()  # else Python looks for garbage in all that torch brought along: a second and more, of a budget, too
     raise SystemExit(status)
 
 

@@ -80,7 +80,9 @@ def check_fingerprints(plan: Plan, run: RunDirectory) -> None:
     if found:
         allowed = f"the data are no longer what this run began with: {'; '.join(f'{d.name}: {d.text}' for d in found)}"
         remedy = "put the original data back, or start a new run"
-        raise InputError(Problem("data.path", str(now.get("path")), allowed, remedy))
+        folders = {k: v for k, v in (now.get("synthetic") or {}).items() if k.endswith("_dir") and v}
+        where = ", ".join([str(now.get("path")), *(f"synthetic.{key}={folder}" for key, folder in folders.items())])
+        raise InputError(Problem("data.path", where, allowed, remedy))
 
 
 def _check_weights(before: Mapping[str, Any], now: Mapping[str, Any], run: RunDirectory) -> None:

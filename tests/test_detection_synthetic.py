@@ -274,7 +274,7 @@ def test_run_counts_real_and_composed_images(finished: Path) -> None:
     assert found == {"real": NUM_REAL, "composed": 4, "images_per_epoch": [13, 13]}
     log = RunDirectory(finished).train_log.read_text()
     assert "on 13 images, validating on 3" in log
-    assert "Composed images: 4 beside 9 real ones in every epoch, 3 cut-outs of 2 classes on 3 backgrounds" in log
+    assert "Composed images: 4 beside 9 real ones in every epoch, 3 cut-outs of 2 of 2 classes on 3 backgrounds" in log
     assert "validation, early stopping and best.pt look at real images only" in log
     manifest = read_json(finished / "manifest.json")["fingerprints"]["data"]["synthetic"]
     assert manifest["cutouts_per_class"] == {"a": 2, "b": 1} and manifest["backgrounds"] == 3
@@ -395,7 +395,7 @@ def test_distractors_are_recorded_and_hashed_like_cutouts(folder: Path, tmp_path
     lamp = write(tmp_path / "distractors" / "lamp" / "one.png", cutout((30, 200, 30)))
     words = start(folder, tmp_path, synthetic__distractors_dir=tmp_path / "distractors", synthetic__shadow=0.5)
     run = execute([*words, "synthetic.light=0.5"])
-    assert "1 distractors, which get no label" in RunDirectory(run).train_log.read_text()
+    assert "1 distractor besides, without a label" in RunDirectory(run).train_log.read_text()
     manifest = read_json(run / "manifest.json")["fingerprints"]["data"]["synthetic"]
     assert manifest["distractors"] == 1 and manifest["cutouts"] == 3
     assert "distractors,lamp/one.png," in (run / "data_files.csv").read_text()

@@ -7,6 +7,8 @@ torch: `Share` says which images of a batch are a process's own, `shortage_named
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,7 +90,8 @@ class Together:
         if on_gpu:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        with _loss_of_others_named(self):
+        # Nothing is lost yet by an assistant that ends at once; while it waits, Python would not hear the signal.
+        with _loss_of_others_named(self), _ended_by_sigterm(self.rank > 0):
             dist.init_process_group(backend, rank=self.rank, world_size=self.count, timeout=PATIENCE)
 
     def of_first(self, value: T) -> T:
@@ -159,6 +162,19 @@ def _loss_of_others_named(together: Together) -> Iterator[None]:
             f"Process {together.rank} of {together.count} cannot go on without the others, one of which has ended "
             f"({cause})"
         ) from error
+
+
+@contextmanager
+def _ended_by_sigterm(applies: bool) -> Iterator[None]:
+    """Let SIGTERM end the process without a word."""
+    if not applies or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def find_cutouts(folder: Path, names: list[str]) -> list[SourceFile]:
         raise InputError(problems)
     files = [file for place in places for file in _of_class(place, folder, names.index(place.name))]
     if not files:
-        raise InputError(Problem(KEY, str(folder), "holds no images", f"put cut-outs there: {LAYOUT}"))
+        beside = len(images_in(folder))
+        holds = f"holds no class folder; {beside} images lie beside" if beside and not places else "holds no images"
+        raise InputError(Problem(KEY, str(folder), holds, f"put cut-outs there: {LAYOUT}"))
     return files
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from hsr_train.config.schema import DetectExperiment, SyntheticConfig
+from hsr_train.data.class_files import how_many
 from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.decisions import Decisions
@@ -136,10 +137,10 @@ class Synthesis:
     def summary(self) -> list[str]:
         """Return lines for a person."""
         counts, real = self.bank.counts, len(self.dataset.splits["train"])
-        on = f"{len(self.backgrounds)} backgrounds" if self.backgrounds else "the training images"
+        on = how_many(len(self.backgrounds), "background") if self.backgrounds else "the training images"
         lines = [
             f"Composed images: {self.num_composed:,} beside {real:,} real ones in {self._when}, "
-            f"{len(self.bank):,} cut-outs of {len(counts)} classes on {on}",
+            f"{how_many(len(self.bank), 'cut-out')} of {len(counts)} of {len(self.dataset.names)} classes on {on}",
             "  validation, early stopping and best.pt look at real images only",
         ]
         if self.bank.source != "annotated_dir":
@@ -149,7 +150,7 @@ class Synthesis:
             told = "; ".join(f"{count} x {why}" for why, count in reasons[:_MOST_REASONS])
             lines.append(f"  cut-outs left out: {sum(self.bank.left_out.values())} ({told}); the manifest names them")
         if self.distractors:
-            lines.append(f"  {len(self.distractors):,} distractors, which get no label")
+            lines.append(f"  {how_many(len(self.distractors), 'distractor')} besides, without a label")
         in_train = zip(self.dataset.names, self.dataset.counts["train"], strict=True)
         without = [name for name, number in in_train if number and name not in counts]
         if without:
