@@ -18,6 +18,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,7 +27,7 @@ from hsr_train.errors import HsrTrainError, InputError, Problem, Terminated
 
 if TYPE_CHECKING:
     from hsr_train.config.schema import Experiment
-    from hsr_train.engines.base import Result
+    from hsr_train.engines.base import Result, Watch
 
 log = logging.getLogger(__name__)
 
@@ -210,10 +211,10 @@ class _Job:
 
         return compose_quietly(overrides, self.config_dir, self.config_name)
 
-    def run(self, experiment: Experiment) -> Any:
-        """Run a trial of a sweep as any other run."""
+    def run(self, experiment: Experiment, watch: Watch | None = None) -> Any:
+        """Run a trial of a sweep as any other run; each epoch (of a cross-validation, each fold) is shown."""
         _log_decisions(experiment)
-        return self._run(self._adapted(experiment))
+        return self._run(self._adapted(experiment), watch)
 
     def __call__(self, _: Any) -> Any:
         """Run the job whose overrides Hydra holds: the only one, or one of a sweeper that is not ours."""
@@ -244,7 +245,7 @@ class _Job:
         values = values_of(names, {"metrics": result.metrics})
         return values[0] if len(values) == 1 else values
 
-    def _run(self, experiment: Experiment) -> Any:
+    def _run(self, experiment: Experiment, watch: Watch | None = None) -> Any:
         from hsr_train.launcher import gpus_to_share
         from hsr_train.processes import require_fit
 
@@ -256,8 +257,8 @@ class _Job:
             from hsr_train.cross_validation import cross_validate
 
             self.is_divided = True
-            return cross_validate(experiment, self._perform, self.again)
-        return self._perform(_execute, experiment)
+            return cross_validate(experiment, self._perform, self.again, watch)
+        return self._perform(partial(_execute, watch=watch), experiment)
 
     def _launch(self, gpus: list[int]) -> None:
         """Start this command once for each GPU; leave as they end, which have said what there is to say."""
@@ -292,10 +293,10 @@ class _Job:
         return experiment
 
 
-def _execute(experiment: Experiment) -> Result:
+def _execute(experiment: Experiment, watch: Watch | None) -> Result:
     import hsr_train
 
-    return hsr_train.execute(experiment)  # loads what is heavy
+    return hsr_train.execute(experiment, watch)  # loads what is heavy
 
 
 def _hand_to_hydra(argv: list[str], job: _Job) -> None:

@@ -22,9 +22,9 @@ from typing import Any, Protocol, cast
 
 from hsr_train.config.saved import plain
 from hsr_train.decisions import Decisions
-from hsr_train.engines.base import Engine, Plan, Result
+from hsr_train.engines.base import Engine, Plan, Result, Watch
 from hsr_train.engines.registry import load_engine
-from hsr_train.errors import HsrTrainError, InputError, Problem
+from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError
 from hsr_train.execution import execute
 from hsr_train.hardware import detect
 from hsr_train.processes import require_fit
@@ -62,14 +62,19 @@ class FoldEngine(Engine, Protocol):
         ...
 
 
-def execute_any(experiment: Any) -> Result:
-    """Do what an experiment asks in this process: `hsr_train.execute`."""
+def execute_any(experiment: Any, watch: Watch | None = None) -> Result:
+    """Do what an experiment asks in this process: `hsr_train.execute`.
+
+    Args:
+        experiment: From `compose`.
+        watch: Is told each epoch of a training, or each fold of a cross-validation, and may end it.
+    """
     require_fit(experiment)
     if not experiment.is_cross_validation:
-        return execute(experiment)
+        return execute(experiment, watch)
     from hsr_train.config.compose import compose
 
-    return cross_validate(experiment, lambda function, one: function(one), compose)
+    return cross_validate(experiment, lambda function, one: function(one), compose, watch)
 
 
 @dataclass
@@ -102,15 +107,19 @@ class _Division:
     numbers: list[int]
 
 
-def cross_validate(experiment: Any, perform: Perform, again: Callable[[list[str]], Any]) -> Result:
+def cross_validate(
+    experiment: Any, perform: Perform, again: Callable[[list[str]], Any], watch: Watch | None = None
+) -> Result:
     """Train every fold that is not trained yet, and sum them up.
 
     Args:
         experiment: With `data.fold=all`.
         perform: Calls a function with an experiment, maybe in a process of its own. A fold's error ends the whole.
         again: Composes the experiment of some overrides, for folds that go on.
+        watch: Is told the validation metrics of each fold but the last, counted from 1, and may end the whole.
 
     Raises:
+        PrunedError: The watch ended it.
         InputError: The data are not divided, or a fold is being trained by another process.
     """
     if experiment.mode == "check":
@@ -122,9 +131,13 @@ def cross_validate(experiment: Any, perform: Perform, again: Callable[[list[str]
     if done:
         perform(partial(_require_same_data, folds=folds, done=done), experiment)
     try:
-        for fold in division.numbers:
+        for place, fold in enumerate(division.numbers, 1):
             _train_fold(experiment, folds, fold, perform, again)
+            if watch is not None and place < len(division.numbers):
+                watch(place, _splits_of(RunDirectory(folds.runs[fold]))["val"])
         result: Result = perform(partial(_sum_up, folds=folds), experiment)
+    except PrunedError:
+        raise
     except (HsrTrainError, KeyboardInterrupt) as error:
         error.add_note("To go on with all folds: type the same command again")
         raise

@@ -2,8 +2,8 @@
 
 What it guarantees: everything but the engine is real. An epoch ends with its state, a file that is written whole; a run
 that goes on begins after it. `born` is made once, by the run's first start. The metric depends on the learning rate and
-the batch alone, and is best at 0.001 and 16. What the environment's `SWEEP_FAILS` says of an experiment `e` decides
-whether it fails; `SWEEP_EPOCH_S` is how long an epoch takes.
+the batch alone, and is best at 0.001 and 16; an epoch is worth less the earlier it is. What the environment's
+`SWEEP_FAILS` says of an experiment `e` decides whether it fails; `SWEEP_EPOCH_S` is how long an epoch takes.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class SweepEngine:
         state = run.state / "epochs.json"
         run.state.mkdir(exist_ok=True)
         done: list[int] = json.loads(state.read_text()) if state.is_file() else []
+        score = 0.9 - 0.1 * abs(math.log10(e.optimizer.lr0) + 3) - 0.01 * abs(math.log2(e.train.batch / 16))
+        if done and len(done) < e.train.epochs:
+            context.watch(len(done), of_epoch(score, len(done)))
         for epoch in range(len(done) + 1, e.train.epochs + 1):
             with Path("begun.txt").open("a") as file:
                 file.write(f"{run.path.name} {epoch} {os.getpid()}\n")
@@ -51,11 +54,16 @@ class SweepEngine:
             done.append(epoch)
             write_json(state, done)
             context.status.progress(epoch=epoch)
-        score = 0.9 - 0.1 * abs(math.log10(e.optimizer.lr0) + 3) - 0.01 * abs(math.log2(e.train.batch / 16))
-        metrics = {"mAP50": score, "mAP50-95": score, "precision": score, "recall": score}
-        return Result(run.path, metrics=metrics, epochs_completed=len(done))
+            if epoch < e.train.epochs:
+                context.watch(epoch, of_epoch(score, epoch))
+        return Result(run.path, metrics=of_epoch(score), epochs_completed=len(done))
 
     validate = predict = export = train
+
+
+def of_epoch(score: float, epoch: float = math.inf) -> dict[str, float]:
+    """Return the metrics that an epoch of a run comes to which tends to a score."""
+    return dict.fromkeys(("mAP50", "mAP50-95", "precision", "recall"), score - 0.3 / epoch)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """Two GPUs, and what would be started on them."""
     found: Launches = []
     monkeypatch.setattr(hardware, "detect", lambda *_, **__: TWO_GPUS)
+    monkeypatch.setattr("hsr_train.execution.detect", lambda *_, **__: TWO_GPUS)
     monkeypatch.setattr(launcher, "launch", lambda command, count: found.append((list(command), count)) or 0)
     return found
 
@@ -146,9 +147,10 @@ def test_classifier_with_the_trainer_for_it_is_started_for_each_gpu(launches: La
     assert len(launches) == 1
 
 
-def test_call_from_python_is_told_that_the_command_does_it(launches: Launches, tmp_path: Path) -> None:
+def test_call_from_python_is_told_that_the_command_does_it(launches: Launches, small_set: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the command python -m hsr_train trains with one for each"):
-        hsr_train.execute(hsr_train.compose(["train.device=[0,1]", "data.path=demo", f"output_dir={tmp_path}"]))
+        words = ["train.device=[0,1]", f"data.path={small_set}", f"output_dir={tmp_path}"]
+        hsr_train.execute(hsr_train.compose([*words, f"data.cache_dir={tmp_path}"]))
 
 
 @pytest.mark.parametrize(("typed", "expected"), [("[0,1]", ["cuda:0", "cuda:1"]), ("[1,0]", ["cuda:1", "cuda:0"])])

@@ -67,7 +67,7 @@ def test_file_says_what_it_does_and_passes_the_check_of_its_own_command(file: Pa
     assert f"sweep={file.stem}" in command.split()
     assert file.stem.startswith(task)
     assert settings["objective"] in available(task) and settings["direction"] in (MAXIMIZE, MINIMIZE)
-    assert {"n_trials", "sampler", "seed", "max_failures", "storage"} <= settings.keys()
+    assert {"n_trials", "sampler", "seed", "pruner", "max_failures", "storage"} <= settings.keys()
     assert (settings["n_trials"] is None) == (settings["sampler"] == "grid")
     assert content["train"]["max_steps"] >= 100 and searched
     status, errors = run(*shlex.split(command), "mode=check")

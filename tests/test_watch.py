@@ -43,7 +43,10 @@ def test_a_watched_run_shows_every_epoch_but_the_last_with_its_recorded_metrics(
 
 
 def test_a_run_given_up_ends_within_its_epoch_and_keeps_its_record(words: Words, tmp_path: Path) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+
     def give_up(epoch: int, metrics: Mapping[str, float]) -> None:
+        seen.append((epoch, dict(metrics)))
         if epoch == 2:
             raise PrunedError("worse than the others")
 
@@ -55,5 +58,9 @@ def test_a_run_given_up_ends_within_its_epoch_and_keeps_its_record(words: Words,
     assert re.search(r"Status +pruned\n", run.summary.read_text())
     assert len(rows(run.path)) == 2
     assert torch.load(run.weights / "best.pt", weights_only=False)
+    with pytest.raises(PrunedError):  # it is shown its last epoch again
+        execute(hsr_train.compose([f"resume={run.path}"]), give_up)
+    assert [epoch for epoch, _ in seen] == [1, 2, 2] and seen[1] == seen[2]
+    assert (read_status(run.status) or {})["state"] == "pruned" and len(rows(run.path)) == 2
     resumed = hsr_train.execute(hsr_train.compose([f"resume={run.path}"]))
     assert resumed.epochs_completed == 3

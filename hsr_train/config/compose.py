@@ -28,7 +28,7 @@ from hsr_train.config.paths import CONF_DIR
 from hsr_train.config.reproduce import reproduced
 from hsr_train.config.resume import resumed
 from hsr_train.config.schema import AnyExperiment, Experiment, Origin
-from hsr_train.config.strict import build
+from hsr_train.config.strict import build, leaves
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
 
@@ -146,7 +146,7 @@ def _once(typed: Typed, config_name: str) -> AnyExperiment:
     problems += [
         _only_typed(key, run) for key in ("resume", "reproduce") if (run := getattr(experiment, key)) is not None
     ]
-    found, decided = check(experiment, typed.keys)
+    found, decided = check(experiment, typed.keys, settled=_is_whole(config_name, schema))
     bad = {p.key for p in problems}
     problems += [p for p in found if p.key not in bad]
     if problems:
@@ -160,6 +160,17 @@ def _once(typed: Typed, config_name: str) -> AnyExperiment:
         tier_batch=_tier_file(composition.plain["gpu_tier"]).get("batch", Origin.tier_batch),
     )
     return cast(AnyExperiment, experiment)
+
+
+def _is_whole(config_name: str, schema: type[Experiment]) -> bool:
+    """Whether a primary configuration says everything itself, as a sweep's best.yaml: nothing is decided for it."""
+    found = _loader().repository.load_config(config_name)
+    own = None if found is None else OmegaConf.to_container(found.config, resolve=False)
+    return all(_has(own, key.split(".")) for key, _, _ in leaves(schema) if key not in ("resume", "reproduce"))
+
+
+def _has(values: Any, path: list[str]) -> bool:
+    return not path or (isinstance(values, dict) and path[0] in values and _has(values[path[0]], path[1:]))
 
 
 def _only_typed(key: str, run: str) -> Problem:

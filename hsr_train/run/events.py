@@ -115,6 +115,14 @@ class EventWriter:
         )
         self._value(step, tag=tag, metadata=summary_pb2.SummaryMetadata(plugin_data=plugin), tensor=tensor)
 
+    def metadata(self, tag: str, metadata: Any) -> None:
+        """Add what a plugin keeps in a summary's metadata, without a value."""
+        from tensorboard.compat.proto import tensor_pb2, tensor_shape_pb2, types_pb2
+
+        shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=0)])
+        empty = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, tensor_shape=shape)
+        self._value(0, tag=tag, metadata=metadata, tensor=empty)
+
     def flush(self) -> None:
         """Hand everything to the system: a kill of this process loses nothing written before. Once an epoch."""
         if self._file is not None:

@@ -20,6 +20,7 @@ from hsr_train.errors import RunError
 
 if TYPE_CHECKING:
     from hsr_train.sweep.study_types import Claim, Spec, Standing
+    from hsr_train.sweep.watch import Door, Report
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,16 @@ class StudyDoor(Protocol):
         """Give a trial back."""
         ...
 
+    def reporter(self) -> Report:
+        """Return the way by which a training reports its epochs, from a process that is forked for it, too."""
+        ...
+
     def standing(self) -> Standing:
         """Return how the study stands."""
+        ...
+
+    def show(self, home: Path, *, final: bool = False) -> None:
+        """Write what shows how the study stands."""
         ...
 
     def close(self) -> None:
@@ -92,9 +101,17 @@ class RemoteStudy:
         """See `study.Study.release`."""
         self._call("release", number)
 
+    def reporter(self) -> Report:
+        """See `study.Study.reporter`."""
+        return cast("Door", self._call("listen"))
+
     def standing(self) -> Standing:
         """See `study.Study.standing`."""
         return cast("Standing", self._call("standing"))
+
+    def show(self, home: Path, *, final: bool = False) -> None:
+        """See `study.Study.show`."""
+        self._call("show", home, final=final)
 
     def close(self) -> None:
         """End the child; in a process that was forked since, only forget it."""
@@ -107,12 +124,12 @@ class RemoteStudy:
         if os.getpid() == self._owner:
             self._child.wait()
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method in the child, to the end even if Ctrl-C arrives: half an answer would spoil the next."""
         assert self._child.stdin is not None and self._child.stdout is not None
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            pickle.dump((method, arguments), self._child.stdin)
+            pickle.dump((method, arguments, options), self._child.stdin)
             self._child.stdin.flush()
             is_sound, answer = pickle.load(self._child.stdout)
         except (OSError, EOFError) as error:
@@ -127,15 +144,21 @@ class RemoteStudy:
 def serve(letters: IO[bytes], answers: IO[bytes]) -> None:
     """Answer calls until there are no more."""
     from hsr_train.sweep.study import Study
+    from hsr_train.sweep.watch import listen
 
     study = Study()
+    door: Door | None = None
     while True:
         try:
-            method, arguments = pickle.load(letters)
+            method, arguments, options = pickle.load(letters)
         except EOFError:
             return
         try:
-            answer: tuple[bool, Any] = True, getattr(study, method)(*arguments)
+            if method == "listen":
+                door = door or listen(study.report)
+                answer: tuple[bool, Any] = True, door
+            else:
+                answer = True, getattr(study, method)(*arguments, **options)
         except Exception as error:
             answer = False, error
         pickle.dump(answer, answers)

@@ -15,6 +15,7 @@ from typing import Any
 
 from hsr_train.errors import InputError, Problem, RunError, Terminated
 from hsr_train.hardware import Machine, detect
+from hsr_train.sweep.study_types import WORKER
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,10 @@ def in_parallel(work: Callable[[], None], jobs: int, job: Any) -> None:
         allowed = "needs a process that can be forked, which a Python program that calls hsr_train may not be"
         raise InputError(Problem("sweep.jobs", str(jobs), allowed, "python -m hsr_train --multirun ..."))
     children = []
-    for lease in leases(detect(), jobs):
+    for number, lease in enumerate(leases(detect(), jobs)):
         pid = os.fork()
         if pid == 0:
-            os.environ.update(lease)
+            os.environ.update(lease | {WORKER: str(number)})
             detect(refresh=True)
             work()
             raise SystemExit(0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 
 from hsr_train.errors import InputError, Problem
 
@@ -39,3 +42,24 @@ def sampler_for(name: str, seed: int, number: int) -> BaseSampler:
     except ImportError as error:
         allowed = "needs a package that is not installed"
         raise InputError(Problem("sweep.sampler", name, allowed, f"pip install {_PACKAGES.get(name, name)}")) from error
+
+
+def drawn(
+    study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution], fixed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a value for each key of the space, drawn by the study's sampler before any is stored.
+
+    Args:
+        study: With the sampler of this trial.
+        trial: As it stands in the study.
+        space: What is searched.
+        fixed: Values that were given.
+    """
+    sampler = study.sampler
+    sampler.before_trial(study, trial)
+    relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+    known = {**relative, **fixed}
+    return {
+        name: known[name] if name in known else sampler.sample_independent(study, trial, name, distribution)
+        for name, distribution in space.items()
+    }

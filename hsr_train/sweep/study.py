@@ -5,8 +5,8 @@ grants to one worker. So `n_trials` is the total by construction: what a race en
 trial of a dead worker goes back to WAITING and keeps its number.
 
 A trial's user attributes: `worker` (who has it, as `run.status` describes a process, with a heartbeat), `overrides`,
-`directory`; at its end `metrics`, `seconds`, `epochs`, or `error` (with a traceback), `cause`, `exit_status`. The
-study's: `format`, `task`, `objectives`, `space`, `command`.
+`directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `seconds`, `epochs`, or `error`
+(with a traceback), `cause`, `exit_status`. The study's: `format`, `task`, `objectives`, `space`, `command`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ from optuna.trial import FrozenTrial, TrialState
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.status import is_alive, read_status
 from hsr_train.sweep.points import difference, distributions, given_points
-from hsr_train.sweep.samplers import sampler_for
+from hsr_train.sweep.pruners import pruner_for
+from hsr_train.sweep.reporting import Reporter
+from hsr_train.sweep.samplers import drawn, sampler_for
 from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
 from hsr_train.sweep.study_types import Claim, Spec, Standing
+from hsr_train.sweep.summary import Summary, summarize
+from hsr_train.sweep.watch import Report
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class Study:
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
         self._storage: optuna.storages.BaseStorage | None = None
+        self._reporter: Reporter | None = None
 
     def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
         """Find the study or make it, and see to it that its trials wait.
@@ -148,6 +153,33 @@ class Study:
                 time.sleep(pause_s)
         raise AssertionError("unreachable")
 
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Record the objective after an epoch of this worker's trial; return whether to give the trial up.
+
+        A run that goes on shows its last epoch again: what was recorded stays, and so does what was decided.
+        """
+        with self._told(), self._lock:
+            try:
+                trial = self.storage.get_trial(self._id(number))
+                if trial.state != TrialState.RUNNING or not self._is_mine(trial):
+                    return False
+                if "pruned_at" in trial.user_attrs:
+                    return True
+                if epoch not in trial.intermediate_values:
+                    self.storage.set_trial_intermediate_value(self._id(number), epoch, value)
+                    trial = self.storage.get_trial(self._id(number))
+                study = self._study(number)
+                if not study.pruner.prune(study, trial):
+                    return False
+                self.storage.set_trial_user_attr(self._id(number), "pruned_at", epoch)
+                return True
+            finally:
+                self.storage.remove_session()  # of this thread, which may be one that ends now
+
+    def reporter(self) -> Report:
+        """Return the way by which a training reports its epochs: in this process, this one."""
+        return self.report
+
     def release(self, number: int) -> None:
         """Give a trial back, to be gone on with later."""
         with self._told(), self._lock:
@@ -177,6 +209,22 @@ class Study:
                 best=[(t.number, list(t.values), list(t.user_attrs.get("overrides", []))) for t in best],
             )
 
+    def show(self, home: Path, *, final: bool = False) -> None:
+        """Write what shows how the study stands into the sweep's folder; what cannot be written is one warning.
+
+        Args:
+            home: The folder.
+            final: Whether to draw what takes seconds in any case; else seldom enough.
+        """
+        if self._reporter is None:
+            self._reporter = Reporter(home, lambda: self._summary(home))
+        self._reporter.write(final=final)
+
+    def _summary(self, home: Path) -> tuple[optuna.Study, Summary]:
+        with self._told(), self._lock:
+            study = self._study(0)
+            return study, summarize(study, self._trials(), self.n_trials, home)
+
     def _let_its_maker_finish(self, study: optuna.Study) -> None:
         """Wait while somebody else makes this study: two who add its trials at once would add too many."""
         before, since = -1, time.monotonic()
@@ -198,7 +246,8 @@ class Study:
     def _study(self, number: int) -> optuna.Study:
         """Return the study with the sampler of one trial: made anew, so that it depends on the number alone."""
         sampler = sampler_for(self.spec.sampler, self.spec.seed, number)
-        return optuna.load_study(study_name=self.spec.name, storage=self.storage, sampler=sampler)
+        pruner = pruner_for(self.spec.pruning)
+        return optuna.load_study(study_name=self.spec.name, storage=self.storage, sampler=sampler, pruner=pruner)
 
     def _take(self, trial: FrozenTrial) -> bool:
         """Claim a waiting trial; the storage grants it to one worker."""
@@ -272,20 +321,7 @@ class Study:
         fixed = self.points[trial.number] if trial.number < len(self.points) else {}
         if fixed.keys() == self.space.keys():
             return fixed
-        study = self._study(trial.number)
-        sampler = study.sampler
-        sampler.before_trial(study, trial)
-        relative_space = sampler.infer_relative_search_space(study, trial)
-        relative = sampler.sample_relative(study, trial, relative_space)
-        values = {}
-        for name, distribution in self.space.items():
-            if name in fixed:
-                values[name] = fixed[name]
-            elif name in relative:
-                values[name] = relative[name]
-            else:
-                values[name] = sampler.sample_independent(study, trial, name, distribution)
-        return values
+        return drawn(self._study(trial.number), trial, self.space, fixed)
 
     def _require_same(self, study: optuna.Study) -> None:
         """Refuse a study of something else; sign a new one.
@@ -342,6 +378,9 @@ class Study:
                         log.warning("No heartbeat: %s", error)
                     finally:
                         self.storage.remove_session()
+            if self._reporter is not None:
+                self._reporter.show()
+                self.storage.remove_session()
 
     def close(self) -> None:
         """End the heartbeat and the connections."""

@@ -5,6 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+WORKER = "HSR_TRAIN_SWEEP_WORKER"
+"""Environment variable: which of `sweep.jobs` workers this is, from 0."""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How a study gives trials up.
+
+    Attributes:
+        name: `sweep.pruner`, decided.
+        warmup: Epochs of a trial before that.
+        startup: Trials that must be complete before that.
+        epochs: Of a whole trial.
+    """
+
+    name: str
+    warmup: int
+    startup: int
+    epochs: int
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -26,6 +46,7 @@ class Spec:
         warm_start: Folder of another sweep whose best points come after those.
         warm_start_best: How many.
         command: What was typed.
+        pruning: How trials are given up; None: they report no epochs.
     """
 
     url: str
@@ -43,6 +64,7 @@ class Spec:
     warm_start: str | None = None
     warm_start_best: int = 3
     command: list[str] = field(default_factory=list)
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)

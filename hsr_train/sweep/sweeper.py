@@ -12,11 +12,12 @@ from typing import Any
 from hydra.plugins.sweeper import Sweeper
 
 from hsr_train.decisions import Decisions
-from hsr_train.errors import InputError, Problem
+from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.run.log import success
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
 from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.objectives import chosen
+from hsr_train.sweep.pruning import chosen_pruning
 from hsr_train.sweep.space import Space, left_out, read_space
 from hsr_train.sweep.study_types import Spec, Standing
 from hsr_train.sweep.urls import storage_url
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 N_TRIALS = 20
 """Of a search whose number of trials nobody typed."""
+ENDS = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
 NO_MATTER = ("sweep.", "hydra.", "tensorboard.", "output_dir", "data.cache_dir", "train.workers", "train.device")
 """Typed keys that make no other study: they change how its trials run, and not what comes out."""
 
@@ -58,6 +60,9 @@ class HsrSweeper(Sweeper):
         objectives, directions, problems = chosen(first)
         sampler = _sampler(space, settings)
         problems += _problems(space, first, sampler) + warm_start_problems(settings, sampler) + same_thing(space)
+        decisions = Decisions()
+        pruning, wrong = chosen_pruning(first, objectives, sampler, decisions)
+        problems += wrong
         points = space.grid() if sampler == "grid" else space.ends()
         checked: dict[tuple[str, ...], Any] = {}
         for point in points:
@@ -74,7 +79,6 @@ class HsrSweeper(Sweeper):
             for experiment in checked.values():
                 self.job.run(experiment)
             return
-        decisions = Decisions()
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
         home, name = _place(first, space, typed)
         spec = Spec(
@@ -93,6 +97,7 @@ class HsrSweeper(Sweeper):
             warm_start=settings.warm_start,
             warm_start_best=settings.warm_start_best,
             command=[_without_password(word) for word in sys.argv],
+            pruning=pruning,
         )
         _make(home)
         log.info("Sweep of %d trials: %s", n_trials, home)
@@ -102,7 +107,13 @@ class HsrSweeper(Sweeper):
             try:
                 study.open(spec, this_process())
                 worker = Worker(study, spec, self.job, space.fixed, checked, home, settings.max_failures)
-                worker.work()
+                study.show(home)
+                try:
+                    worker.work()
+                except HsrTrainError:
+                    study.show(home, final=True)
+                    raise
+                study.show(home, final=True)
                 _conclude(study.standing(), spec, home)
             finally:
                 study.close()
@@ -198,6 +209,8 @@ def _conclude(standing: Standing, spec: Spec, home: Path) -> None:
     for number, values, overrides in standing.best:
         named = ", ".join(f"{n} {v:.4g}" for n, v in zip(spec.objectives, values, strict=True))
         log.info("Best: trial %d, %s, with %s", number, named, " ".join(overrides))
+    counts = ", ".join(f"{standing.states[state]} {name}" for state, name in ENDS.items())
+    log.info("Trials: %s", counts)
     if running or waiting:
         log.info("%d trials are in other hands; this worker has none left to take", running + waiting)
     if standing.failed:

@@ -16,15 +16,17 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from hsr_train.errors import HsrTrainError, InputError, Problem, RunError
+from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError, RunError
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
 from hsr_train.sweep.objectives import values_of
 from hsr_train.sweep.study_types import Claim, Spec, Standing
+from hsr_train.sweep.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,8 @@ class Job(Protocol):
         """Return the experiment that goes on with a run."""
         ...
 
-    def run(self, experiment: Any) -> Any:
-        """Run it: supervised, recovered, recorded."""
+    def run(self, experiment: Any, watch: Watch | None = None) -> Any:
+        """Run it: supervised, recovered, recorded; each epoch (of a cross-validation, each fold) is shown."""
         ...
 
 
@@ -91,7 +93,9 @@ class Worker:
             if claim.number is None:
                 time.sleep(POLL_S)
                 continue
-            if not self._trial(claim.number, claim):
+            has_result = self._trial(claim.number, claim)
+            self.study.show(self.home)
+            if not has_result:
                 self._require_hope()
 
     def _trial(self, number: int, claim: Claim) -> bool:
@@ -109,6 +113,9 @@ class Worker:
                 "epochs": record.get("epochs_completed"),
             }
             state, text = "complete", _named(self.spec.objectives, values)
+        except PrunedError as end:
+            values, state, text = None, "pruned", str(end)
+            notes = {"seconds": round(time.monotonic() - began, 3)} | _cut_short(place)
         except KeyboardInterrupt as stop:
             self._give_back(number)
             stop.add_note("To go on: type the same command again")
@@ -148,20 +155,27 @@ class Worker:
         if status is not None and status.get("state") == "completed":
             log.info("Trial %d is done: %s", claim.number, place)
             return _read(run)
+        if status is not None and status.get("state") == "pruned":
+            raise PrunedError(str(status.get("message")))
         if status is not None:
             log.info("Trial %d goes on: %s", claim.number, place)
-            self.job.run(self.job.again([f"resume={place}"]))
+            self.job.run(self.job.again([f"resume={place}"]), self._watch(claim.number))
             return _read(run)
         overrides = (*self.overrides, *claim.overrides)
         experiment = self.checked.pop(overrides, None) or self.job.compose(overrides)
         if experiment.is_cross_validation:  # it finds its own folds again
             experiment.output_dir = str(place)
-            result = self.job.run(experiment)
+            result = self.job.run(experiment, self._watch(claim.number, "fold"))
             return {"metrics": dict(result.metrics)}
         _clear(place)
         experiment.origin.run_dir = str(place)
-        result = self.job.run(experiment)
+        result = self.job.run(experiment, self._watch(claim.number))
         return _read(run) if run.training_result.is_file() else {"metrics": dict(result.metrics)}
+
+    def _watch(self, number: int | None, of: str = "epoch") -> Watch | None:
+        if self.spec.pruning is None or number is None:
+            return None
+        return Watch(self.study.reporter(), number, self.spec.objectives[0], of)
 
     def _require_hope(self) -> None:
         """End a sweep whose trials fail.
@@ -207,6 +221,15 @@ def _traced(error: Exception, place: Path) -> str:
         return text
     start = logged.rfind(TRACEBACK)
     return text if start < 0 else f"{text}\nIn {place / 'logs' / 'train.log'}:\n{logged[start:]}"
+
+
+def _cut_short(place: Path) -> dict[str, Any]:
+    """Return the epochs of a run that was given up, and its seconds since it was last begun."""
+    status = read_status(place / "status.json")
+    if status is None:  # a cross-validation, whose folds have theirs
+        return {}
+    times = [datetime.fromisoformat(str(status[key])) for key in ("resumed", "started", "updated") if status.get(key)]
+    return {"epochs": status.get("epoch"), "seconds": round((times[-1] - times[0]).total_seconds(), 3)}
 
 
 def _read(run: RunDirectory) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from hsr_train.config.schema.knob import knob
 
 SAMPLERS = ("auto", "grid", "tpe", "random", "cmaes", "gp", "qmc", "nsgaii")
 
+PRUNERS = ("auto", "median", "hyperband", "percentile", "patient", "wilcoxon", "none")
+
 
 @dataclass
 class SweepConfig:
@@ -27,6 +29,9 @@ class SweepConfig:
     direction: Any = knob(None, "maximize or minimize, or a list; default: what suits the objective.")
     sampler: str = knob("auto", "How values are chosen; auto: grid or tpe.", choices=SAMPLERS)
     seed: int = knob(42, "Seed of the sampler; a trial's values follow from it, its number and earlier results.", ge=0)
+    pruner: str = knob("auto", "What ends a hopeless trial early; auto: median, and none of a grid.", choices=PRUNERS)
+    pruner_warmup: int | None = knob(None, "Epochs of a trial before it may be pruned; null: a tenth of all.", ge=0)
+    pruner_startup: int = knob(3, "Complete trials before any is pruned.", ge=0)
     max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
     enqueue: list[Any] = knob([], "Points that are tried after the preset's own, such as [{optimizer.lr0: 0.01}].")
     warm_start: str | None = knob(None, "Folder of another sweep, whose best points are tried after those.")

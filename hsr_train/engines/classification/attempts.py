@@ -101,9 +101,10 @@ class Attempts:
                     recovery.announce_again(done)
                 self._purge = False
                 keeper = Keeper(context, records, saver, experiment, self.inputs, training.measured_imgsz)
-                epochs = (
-                    done if _is_over(training) else Loop(training, experiment, keeper, recovery, context.pace).train()
-                )
+                is_over = _is_over(training)
+                if state and not is_over and done < experiment.train.epochs:
+                    context.watch(done, state["metrics"])
+                epochs = done if is_over else Loop(training, experiment, keeper, recovery, context.pace).train()
             finally:
                 training.close()
         recovery.at(START, epochs + 1)

@@ -15,7 +15,8 @@ from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import Plan, RunContext
 from hsr_train.engines.detection.assisting import AssistingLoop
 from hsr_train.engines.detection.averaging import WeightAverage
-from hsr_train.engines.detection.loop import Loop, write_weights
+from hsr_train.engines.detection.checkpoint import write_weights
+from hsr_train.engines.detection.loop import Loop
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.engines.memory import persevere
@@ -106,6 +107,8 @@ class Attempts:
                 average = WeightAverage(state.get("swa") if state else None, trainer.device)
                 loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0, average)
                 finished = state is not None and state["stopped"] and not extended
+                if state and not finished and done < trainer.epochs:
+                    context.watch(done, state["metrics"])
                 epochs = done if finished else loop.train()
             finally:
                 trainer.close()

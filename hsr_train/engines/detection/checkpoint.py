@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from hsr_train.engines.detection.library import bring_up
+from hsr_train.run.atomic import write_bytes
+from hsr_train.run.directory import RunDirectory
 
 bring_up()
 from ultralytics import __version__ as ultralytics_version  # noqa: E402
@@ -78,3 +80,19 @@ class WeightsFile:
             buffer,
         )
         return buffer.getvalue()
+
+
+def write_weights(form: WeightsFile, run: RunDirectory, state: dict[str, Any], save_period: int) -> None:
+    """Write last.pt of a state, and best.pt and epoch<N>.pt if they are due.
+
+    Also done on resume, since a run may have been killed between its state and its weights files.
+    """
+    number = state["epochs_done"]
+    targets = [run.weights / "last.pt"]
+    if state["best_epoch"] == number:
+        targets.append(run.weights / "best.pt")
+    if save_period and number % save_period == 0:
+        targets.append(run.weights / f"epoch{number}.pt")
+    serialized = form.serialize(state["ema"], state["metrics"])
+    for path in targets:
+        write_bytes(path, serialized)

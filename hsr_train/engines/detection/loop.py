@@ -22,7 +22,7 @@ from tqdm import tqdm
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.engines.base import RunContext
 from hsr_train.engines.detection.averaging import WeightAverage
-from hsr_train.engines.detection.checkpoint import WeightsFile
+from hsr_train.engines.detection.checkpoint import write_weights
 from hsr_train.engines.detection.composition import is_shown
 from hsr_train.engines.detection.dataset import PREFETCHED
 from hsr_train.engines.detection.evaluate import metrics_of
@@ -35,8 +35,6 @@ from hsr_train.engines.detection.trainer import RunTrainer
 from hsr_train.engines.memory import data_errors_named, persevere
 from hsr_train.engines.states import Saver, write_state
 from hsr_train.recovery import OPTIMIZER_STEP, TRAINING_STEP, VALIDATION, VALIDATION_BATCH, DivergedError
-from hsr_train.run.atomic import write_bytes
-from hsr_train.run.directory import RunDirectory
 from hsr_train.run.log import success
 
 bring_up()
@@ -364,22 +362,6 @@ def schedule_of(trainer: RunTrainer) -> Schedule:
         momentum=args.momentum,
         images_in=trainer.images_in if trainer.composition is not None else None,
     )
-
-
-def write_weights(form: WeightsFile, run: RunDirectory, state: dict[str, Any], save_period: int) -> None:
-    """Write last.pt of a state, and best.pt and epoch<N>.pt if they are due.
-
-    Also done on resume, since a run may have been killed between its state and its weights files.
-    """
-    number = state["epochs_done"]
-    targets = [run.weights / "last.pt"]
-    if state["best_epoch"] == number:
-        targets.append(run.weights / "best.pt")
-    if save_period and number % save_period == 0:
-        targets.append(run.weights / f"epoch{number}.pt")
-    serialized = form.serialize(state["ema"], state["metrics"])
-    for path in targets:
-        write_bytes(path, serialized)
 
 
 def _parts(trainer: RunTrainer, times: EpochTimes) -> Iterator[tuple[int, dict[str, Any] | None]]:

@@ -1,0 +1,91 @@
+"""How a sweep stands, in a line for a log and a table for a terminal, with the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import fmean
+
+from hsr_train.run.log import duration
+from hsr_train.run.status import read_status
+from hsr_train.sweep.results import ordered
+from hsr_train.sweep.summary import Summary, TrialSummary
+
+RECENT_S = 300.0
+"""A worker that had a trial so short a time ago is thought to go on."""
+BEST_SHOWN = 5
+_WIDEST = 18
+
+
+def line(summary: Summary, now: float | None = None) -> str:
+    """Return what is done, the best so far, and the time left."""
+    ended = summary.of_state("complete", "pruned", "fail")
+    parts = [f"{len(ended)} of {summary.n_trials} trials done"]
+    for word, state in (("pruned", "pruned"), ("failed", "fail")):
+        if summary.of_state(state):
+            parts.append(f"{len(summary.of_state(state))} {word}")
+    if summary.front:
+        best = summary.front[0]
+        values = zip(summary.objectives, best.values or [], strict=True)
+        more = f" (and {len(summary.front) - 1} on the Pareto front)" if len(summary.front) > 1 else ""
+        parts.append(f"best: trial {best.number}, {', '.join(f'{n} {v:.4g}' for n, v in values)}{more}")
+    left_s, workers = left(summary, now)
+    if left_s is not None:
+        by = "1 worker" if workers == 1 else f"{workers} workers"
+        parts.append(f"about {duration(left_s)} left with {by}")
+    return "; ".join(parts)
+
+
+def left(summary: Summary, now: float | None = None) -> tuple[float | None, int]:
+    """Return the seconds until the sweep is done, from the mean of its trials so far, and the workers they rest on.
+
+    None: nothing is left, or no trial has ended well.
+    """
+    now = time.time() if now is None else now
+    took = [t.ended - t.started for t in summary.of_state("complete", "pruned") if t.ended and t.started]
+    running = summary.of_state("running")
+    rest = summary.n_trials - len(summary.of_state("complete", "pruned", "fail"))
+    seen = {t.worker for t in summary.trials if t.worker and (t.state == "running" or now - (t.ended or 0) < RECENT_S)}
+    workers = min(max(len(seen), 1), max(rest, 1))
+    if not took or rest <= 0:
+        return None, workers
+    mean_s = fmean(took)
+    begun_s = sum(min(now - (t.started or now), mean_s) for t in running)
+    return max(mean_s * rest - begun_s, 0.0) / workers, workers
+
+
+def table(summary: Summary, now: float | None = None) -> str:
+    """Return the running trials and the best ones, as lines of a table under the line of `line`."""
+    best = [trial for rank, trial in ordered(summary) if rank is not None][:BEST_SHOWN]
+    keys = [p.name for p in summary.parameters]
+    rows = [["trial", "state", "epoch", *summary.objectives, *(summary.short[key] for key in keys)]]
+    for trial in [*best, *summary.of_state("running")]:
+        values = _values(trial, summary.objectives)
+        searched = [_text(trial.params.get(key)) for key in keys]
+        rows.append([str(trial.number), trial.state, _epoch(trial), *values, *searched])
+    return "\n".join([line(summary, now), *_aligned(rows)])
+
+
+def _values(trial: TrialSummary, objectives: Sequence[str]) -> list[str]:
+    """Return a trial's results; of a running one, its last epoch's value in the first objective."""
+    if trial.values is not None:
+        return [_text(value) for value in trial.values]
+    curve = trial.curve(objectives[0])
+    return [_text(curve[-1][1]) if curve else "", *("" for _ in objectives[1:])]
+
+
+def _epoch(trial: TrialSummary) -> str:
+    status = read_status(trial.directory / "status.json") if trial.directory else None
+    if trial.state == "running" and status is not None and status.get("epoch") is not None:
+        return f"{status['epoch']}/{status['epochs']}" if status.get("epochs") else str(status["epoch"])
+    return str(trial.epochs or "")
+
+
+def _text(value: object) -> str:
+    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

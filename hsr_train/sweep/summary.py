@@ -1,0 +1,259 @@
+"""A study as plain values, for everything that shows it: `results`, `figures`, `report`, `reporting`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from hsr_train.sweep.objectives import MAXIMIZE
+
+FEWEST = 10
+"""Complete trials below which an importance says nothing."""
+_TRACEBACK, _LOGGED = "Traceback (most recent call last):", "\nIn /"
+"""In the text of an error: where it begins, and where what the run's own log has of it does."""
+_COLUMNS = {"accuracy": "val_acc", "macro_f1": "val_macro_f1"}
+"""Of results.csv, where they are not called like the objective."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A searched key.
+
+    Attributes:
+        name: The key.
+        choices: All its values as text, if it is a choice.
+        is_log: Whether it is searched by its logarithm.
+    """
+
+    name: str
+    choices: tuple[str, ...] = ()
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class TrialSummary:
+    """One trial that was begun.
+
+    Attributes:
+        number: Its number.
+        state: complete, pruned, fail or running.
+        values: The objectives; of a pruned one its last, if it had any.
+        params: The searched values by key.
+        overrides: The same, as they would be typed.
+        steps: The objective by epoch, as far as it was reported to the study.
+        epochs: Epochs that were trained.
+        seconds: How long it took.
+        directory: Where its run is or was.
+        error: Text of a failed trial, with its traceback.
+        is_feasible: Whether it holds all constraints.
+        started: Unix time.
+        ended: Unix time.
+        worker: Who has or had it.
+    """
+
+    number: int
+    state: str
+    values: list[float] | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    steps: dict[int, float] = field(default_factory=dict)
+    epochs: int | None = None
+    seconds: float | None = None
+    directory: Path | None = None
+    error: str | None = None
+    is_feasible: bool = True
+    started: float | None = None
+    ended: float | None = None
+    worker: str = ""
+
+    @property
+    def cause(self) -> str:
+        """The line that says why it failed, without the traceback around it."""
+        last = (self.error or "").partition(_LOGGED)[0].rpartition(_TRACEBACK)[2]
+        line = next((line for line in last.splitlines() if line and not line.startswith(" ")), "")
+        return line.removeprefix("hsr_train.errors.").removeprefix("RunError: ")
+
+    def curve(self, objective: str) -> list[tuple[int, float]]:
+        """Return (epoch, value) of an objective, from its results.csv, else as the study knows it."""
+        return (_curve(self.directory, objective) if self.directory else []) or sorted(self.steps.items())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A study.
+
+    Attributes:
+        name: Its name.
+        task: The task.
+        objectives: Names of what is searched for.
+        directions: maximize or minimize, for each.
+        n_trials: Its total.
+        parameters: What is searched.
+        trials: The trials that were begun, by number.
+        command: What was typed first.
+    """
+
+    name: str
+    task: str
+    objectives: list[str]
+    directions: list[str]
+    n_trials: int
+    parameters: list[Parameter]
+    trials: list[TrialSummary]
+    command: list[str] = field(default_factory=list)
+
+    def of_state(self, *states: str) -> list[TrialSummary]:
+        """Return the trials in some states."""
+        return [t for t in self.trials if t.state in states]
+
+    @property
+    def complete(self) -> list[TrialSummary]:
+        """The trials that have a result."""
+        return [t for t in self.trials if t.state == "complete" and t.values is not None]
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Rank by number of each complete trial that holds the constraints; of equal ones the earlier is first.
+
+        With several objectives, 1 and how many trials are better in every way: all of the Pareto front have 1.
+        """
+        found = [t for t in self.complete if t.is_feasible]
+        signs = np.array([-1.0 if d == MAXIMIZE else 1.0 for d in self.directions])
+        costs = np.array([t.values for t in found], dtype=float).reshape(len(found), len(signs)) * signs
+        if len(signs) == 1:
+            order = np.argsort(costs[:, 0], kind="stable")
+            return {found[place].number: rank for rank, place in enumerate(order, start=1)}
+        return {
+            trial.number: 1 + int(np.sum(np.all(costs <= own, axis=1) & np.any(costs < own, axis=1)))
+            for trial, own in zip(found, costs, strict=True)
+        }
+
+    @property
+    def front(self) -> list[TrialSummary]:
+        """The trials of rank 1, the one that is best in the first objective first."""
+        ranks = self.ranks
+        sign = -1 if self.directions[0] == MAXIMIZE else 1
+        found = [t for t in self.complete if ranks.get(t.number) == 1]
+        return sorted(found, key=lambda t: (sign * (t.values or [math.nan])[0], t.number))
+
+    @property
+    def short(self) -> dict[str, str]:
+        """A short name for each searched key: its last word, where no other one ends with it."""
+        counts = Counter(p.name.rpartition(".")[2] for p in self.parameters)
+        last = {p.name: p.name.rpartition(".")[2] for p in self.parameters}
+        return {name: word if counts[word] == 1 else name for name, word in last.items()}
+
+
+def summarize(study: optuna.Study, trials: list[FrozenTrial], n_trials: int, home: Path) -> Summary:
+    """Return a study as plain values.
+
+    Args:
+        study: Signed by `study.Study`.
+        trials: Those of its trials that count.
+        n_trials: Its total.
+        home: The sweep's folder.
+    """
+    signed = study.user_attrs
+    begun = [t for t in trials if t.state != TrialState.WAITING or "directory" in t.user_attrs]
+    space = signed.get("space") or {}
+    distributions = {k: optuna.distributions.json_to_distribution(json.dumps(d)) for k, d in space.items()}
+    return Summary(
+        name=study.study_name,
+        task=str(signed["task"]),
+        objectives=list(signed["objectives"]),
+        directions=[d.name.lower() for d in study.directions],
+        n_trials=n_trials,
+        parameters=[_parameter(name, d) for name, d in distributions.items()],
+        trials=[_trial(t, home) for t in begun],
+        command=list(signed.get("command", [])),
+    )
+
+
+def importances(study: optuna.Study, summary: Summary) -> list[dict[str, float] | str]:
+    """Return, for each objective, the share of each key in good results (PED-ANOVA, sum 1), or why it cannot be said.
+
+    PED-ANOVA asks which keys set the best tenth of the trials apart; it needs no further package.
+    """
+    found: list[dict[str, float] | str] = []
+    for place, name in enumerate(summary.objectives):
+        values = [(t.values or [])[place] for t in summary.complete]
+        if len(summary.parameters) < 2:
+            found.append("one key is searched: all of it is its own")
+        elif len(values) < FEWEST:
+            found.append(f"{len(values)} complete trials are too few to say what {name} depends on; {FEWEST} may do")
+        elif max(values) - min(values) <= 1e-12 * max(map(abs, values)):
+            found.append(f"{name} is the same in all {len(values)} complete trials")
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns of few trials, which the report says itself
+                target = None if len(summary.objectives) == 1 else _cost(place, summary.directions[place])
+                found.append(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), target=target))
+    return found
+
+
+def _cost(place: int, direction: str) -> Callable[[FrozenTrial], float]:
+    """Return what an objective is when less is better, which PED-ANOVA takes for granted."""
+    sign = -1.0 if direction == MAXIMIZE else 1.0
+    return lambda trial: float(sign * trial.values[place])
+
+
+def _parameter(name: str, distribution: Any) -> Parameter:
+    if isinstance(distribution, CategoricalDistribution):
+        return Parameter(name, tuple(str(c) for c in distribution.choices))
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    return Parameter(name, is_log=distribution.log)
+
+
+def _trial(trial: FrozenTrial, home: Path) -> TrialSummary:
+    notes, worker = trial.user_attrs, trial.user_attrs.get("worker")
+    here = home / "trials" / str(trial.number)  # first: the folder may have been moved since
+    known = Path(notes["directory"]) if "directory" in notes else None
+    overrides = [str(word) for word in notes.get("overrides", [])]
+    typed = {key: value for key, _, value in (word.partition("=") for word in overrides)}
+    return TrialSummary(
+        number=trial.number,
+        state=trial.state.name.lower() if trial.state != TrialState.WAITING else "stopped",
+        values=list(trial.values) if trial.values is not None else None,
+        params=dict(trial.params) or typed,
+        overrides=overrides,
+        steps={step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)},
+        epochs=notes.get("epochs"),
+        seconds=notes.get("seconds"),
+        directory=here if here.exists() else known,
+        error=notes.get("error"),
+        is_feasible=all(c <= 0 for c in trial.constraints.values()),
+        started=trial.datetime_start.timestamp() if trial.datetime_start else None,
+        ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+        worker=f"{worker.get('host')} {worker.get('pid')}" if worker else "",
+    )
+
+
+def _curve(directory: Path, objective: str) -> list[tuple[int, float]]:
+    try:
+        with (directory / "results.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):  # it is elsewhere, or damaged: nothing to show of it
+        return []
+    name = _COLUMNS.get(objective, objective)
+    points = []
+    for row in rows:
+        try:
+            epoch, value = int(row.get("epoch") or ""), float(row.get(name) or "")
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            points.append((epoch, value))
+    return points
