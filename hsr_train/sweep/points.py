@@ -25,11 +25,10 @@ def given_points(spec: Spec, space: Mapping[str, BaseDistribution]) -> list[dict
     Raises:
         InputError: A point of the user lies outside the space, or the other sweep cannot be read.
     """
-    points = [_own(spec, space)] if spec.own else []
-    points += _asked(spec, space)
+    own, points = _own(spec, space), _asked(spec, space)
+    points = [*([own] if own and own not in points else []), *points]  # what the user lists twice is tried twice
     if spec.warm_start is not None:
-        points += _previous(spec, space)
-    points = [p for place, p in enumerate(points) if p and p not in points[:place]]
+        points += [p for p in _previous(spec, space) if p and p not in points]
     if spec.sampler == "grid":
         choices = [_all_values(d) for d in space.values()]
         combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
