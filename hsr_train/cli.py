@@ -154,8 +154,8 @@ def _refuse_sweep_keys(overrides: Sequence[str]) -> None:
     """Refuse what says how to search where nothing is searched."""
     words = [word for word in overrides if word.lstrip("+").startswith(("sweep.", "sweep="))]
     if words:
-        allowed, remedy = "has no effect without --multirun", "python -m hsr_train --multirun ..."
-        raise InputError([Problem(*word.partition("=")[::2], allowed, remedy) for word in words])
+        allowed, remedy = "has no effect without --multirun", "python -m hsr_train --multirun"
+        raise InputError([Problem(*word.partition("=")[::2], allowed, f"{remedy} {word} ...") for word in words])
 
 
 def _yaml(experiment: Any, package: str | None) -> str:

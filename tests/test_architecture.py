@@ -24,7 +24,7 @@ MODULES = {
 }
 MOST_LINES = 400
 
-COMMON = {"errors", "decisions", "processes", "pace"}
+COMMON = {"errors", "decisions", "processes", "pace", "length"}
 # Each room and what it may import of the package besides itself; an engine is a room of its own.
 MAY_IMPORT = {
     "": {"config", "cross_validation"},
@@ -70,6 +70,7 @@ MAY_IMPORT = {
     },
     "processes": COMMON,
     "pace": COMMON,
+    "length": {"config.schema", *COMMON},
     "verification": {"config.schema", "run", "recovery", "engines.base", *COMMON},
     "config": {
         "",

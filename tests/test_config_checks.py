@@ -33,7 +33,7 @@ REFUSALS = [
     ("+train.foo=1", "train.foo", "unknown key", ""),
     ("++train.epoch=1", "train.epoch", "unknown key", "train.epochs"),
     ("train={epoch:3}", "train.epoch", "unknown key", "train.epochs"),
-    ("sweep=x", "sweep", "unknown key", "--cfg job"),
+    ("sweep=x", "sweep", "must be one of detect_augmentation,", "sweep="),
     ("hydra.runn=x", "hydra.runn", "unknown key", "--cfg hydra"),
     ("gpu_tier=hihg", "gpu_tier", "must be one of auto, cpu, high", "gpu_tier=high"),
     ("preset=competitoin", "preset", "must be one of", "preset=competition"),

@@ -307,7 +307,10 @@ def test_another_search_under_the_same_name_is_refused(sweep: Sweep) -> None:
 def test_points_of_the_user_are_tried_first(sweep: Sweep) -> None:
     words = (LR, BATCH, "sweep.n_trials=2")
     assert sweep.run(*words, "sweep.enqueue=[{optimizer.lr0: 0.002, train.batch: 16}]")[0] == 0
-    assert sweep.trials()[0].params == {"optimizer.lr0": 0.002, "train.batch": 16}
+    assert [t.params for t in sweep.trials()] == [
+        {"optimizer.lr0": 0.001, "train.batch": 4},  # the configuration's own
+        {"optimizer.lr0": 0.002, "train.batch": 16},
+    ]
     status, errors = sweep.run(*words, "sweep.enqueue=[{optimizer.lr0: 2, train.bath: 16}]", "sweep.dir=other")
     assert status == 2
     assert "optimizer.lr0: 2: is outside" in errors and "train.bath: 16: is not searched" in errors

@@ -6,19 +6,18 @@ from hsr_train.config import architectures
 from hsr_train.config.names import nearest, unknown_key
 from hsr_train.config.schema import (
     DEMO_SETS,
-    SWA_LEAST_EPOCHS,
     AnyExperiment,
     ClassifyExperiment,
     DetectExperiment,
     Experiment,
     OptimizerConfig,
-    TrainConfig,
 )
 from hsr_train.config.strict import leaves, shown
 from hsr_train.config.synthetic import check_synthetic
 from hsr_train.config.values import check_values
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
+from hsr_train.length import check_budget, check_epochs
 from hsr_train.pace import time_problems
 
 WEIGHT_WORDS = ("auto", "pretrained", "scratch")
@@ -64,13 +63,12 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
         problems += _verb(experiment)
         problems += _folds_of_detection(experiment, typed)
         fixed = {key for key, _, _ in leaves(type(experiment))} if settled else typed
-        problems += _close_mosaic(experiment.train, fixed, decisions)
-        problems += _averaging(experiment)
         problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
         problems += _layer_rates(experiment.optimizer, typed)
         problems += check_synthetic(experiment, typed, decisions, settled=settled)
+        problems += check_budget(experiment.train, typed, decisions) + check_epochs(experiment, fixed, decisions)
     if isinstance(experiment, ClassifyExperiment):
-        problems += _classify(experiment, typed)
+        problems += _classify(experiment, typed) + check_budget(experiment.train, typed, decisions)
     if isinstance(experiment, (DetectExperiment, ClassifyExperiment)):
         problems += time_problems(experiment.train, typed) + _time(experiment)
     first: dict[str, Problem] = {}
@@ -202,32 +200,6 @@ def _verb(e: AnyExperiment) -> list[Problem]:
         allowed = "mode=export needs at least one format"
         problems.append(Problem("export.formats", "[]", allowed, "export.formats=[onnx]"))
     return problems
-
-
-def _close_mosaic(t: TrainConfig, typed: set[str], decisions: list[Decision]) -> list[Problem]:
-    fifth = t.epochs // 5
-    if "train.close_mosaic" in typed:
-        if t.close_mosaic < max(t.epochs, 1):
-            return []
-        allowed = f"must be below train.epochs={t.epochs}"
-        return [Problem("train.close_mosaic", str(t.close_mosaic), allowed, f"train.close_mosaic={fifth}")]
-    if t.close_mosaic > fifth >= 0:
-        reason = f"a fifth of train.epochs={t.epochs}; without this rule {t.close_mosaic}"
-        t.close_mosaic = fifth
-        decisions.append(Decision("train.close_mosaic", fifth, reason))
-    return []
-
-
-def _averaging(e: DetectExperiment) -> list[Problem]:
-    if not e.train.swa or e.mode not in ("train", "check"):
-        return []
-    if e.train.time_budget is not None or e.train.finish_by is not None:
-        allowed = "averages the last fifth of the epochs, whose number a time budget changes"
-        return [Problem("train.swa", "true", allowed, "train.swa=false, or train.epochs instead of the time")]
-    if e.train.epochs >= SWA_LEAST_EPOCHS:
-        return []
-    allowed = f"averages the last epochs of at least {SWA_LEAST_EPOCHS}, and train.epochs is {e.train.epochs}"
-    return [Problem("train.swa", "true", allowed, f"train.epochs={SWA_LEAST_EPOCHS} or train.swa=false")]
 
 
 def _automatic_optimizer(o: OptimizerConfig, typed: set[str], decisions: list[Decision]) -> list[Problem]:

@@ -137,7 +137,10 @@ def _once(typed: Typed, config_name: str) -> AnyExperiment:
     task, preset = composition.choices.get("task"), composition.choices.get("preset")
     schema = registration.SCHEMAS[task or composition.plain.get("task", "detect")]
     if composition.plain.get("task", task) != task and preset:
-        raise InputError([*problems, refusals.of_another_task("preset", preset, schema)])
+        sweep = composition.choices.get("sweep")
+        is_sweep = refusals.is_of_another_task("sweep", sweep, schema)
+        group, choice = ("sweep", sweep) if is_sweep else ("preset", preset)
+        raise InputError([*problems, refusals.of_another_task(group, str(choice), schema)])
     experiment, refused = build(schema, composition.plain)
     problems += refused
     problems += [

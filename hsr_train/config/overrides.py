@@ -27,6 +27,8 @@ PATH_KEYS = (
     "output_dir",
     "resume",
     "reproduce",
+    "sweep.dir",
+    "sweep.warm_start",
 )
 PATH_LIST_KEYS = ("model.weights_dirs", "runs")
 

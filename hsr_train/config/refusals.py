@@ -97,7 +97,8 @@ def describe_error(error: Exception, schema: type[Experiment] = DetectExperiment
     value = str(cause).partition("\n")[0]
     if value.startswith("Value '") and cause.full_key in types:
         return Problem(where + cause.full_key, value.split("'")[1], f"must be {describe(types[cause.full_key])}")
-    return Problem(where + cause.full_key, "", value)
+    remedy = f"{cause.full_key}=VALUE" if cause.full_key in types and "interpolation" in value else ""
+    return Problem(where + cause.full_key, "", value, remedy)
 
 
 def _task_in(config_name: str, seen: set[str]) -> str | None:
@@ -189,6 +190,25 @@ def _fits(group: str, option: str, schema: type[Experiment]) -> bool:
     return all(key in known or any(key.startswith(f"{name}.") for name in known) for key in keys)
 
 
+def is_of_another_task(group: str, option: Any, schema: type[Experiment]) -> bool:
+    """Return whether a group's choice is made for another task."""
+    return isinstance(option, str) and not _fits(group, option, schema)
+
+
+def sets(group: str, option: str) -> set[str]:
+    """Return the keys that a choice sets, and the groups that it chooses, with what these set; {} if it is none."""
+    found = _loaded(f"{group}/{option}") if option in _options(group) else None
+    if found is None or not isinstance(found.config, DictConfig):
+        return set()
+    prefix = "" if found.header.get("package") == "_global_" else f"{group}."
+    keys = set(_flat(cast(dict[str, Any], OmegaConf.to_container(found.config, resolve=False)), prefix))
+    for entry in found.defaults_list or []:
+        if isinstance(entry, GroupDefault) and not entry.is_self() and isinstance(entry.value, str):
+            chosen = str(entry.group).lstrip("/")
+            keys |= {chosen} | sets(chosen, entry.value)
+    return keys
+
+
 def _flat(node: Any, prefix: str) -> Iterator[str]:
     for name, value in node.items():
         if isinstance(value, dict) and value:
@@ -207,6 +227,8 @@ def of_another_task(group: str, value: str, schema: type[Experiment]) -> Problem
     )
     if not fitting:
         return Problem(group, value, whose, "leave it out")
+    if group == "sweep" and others:
+        return Problem(group, value, f"{whose}; there are {', '.join(sorted(fitting))}", f"{others[0]} {group}={value}")
     alike = [option for option in sorted(fitting) if option.endswith(value) or value.endswith(option)]
     meant = (alike or sorted(fitting))[0]
     return Problem(group, value, f"{whose}; there are {', '.join(sorted(fitting))}", f"{group}={meant}")

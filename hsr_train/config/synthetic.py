@@ -39,6 +39,8 @@ def check_synthetic(
         if getattr(config, key) == _DEMO and e.data.path not in DEMO_SETS:
             allowed = f"is the built-in set's, for data.path={' or '.join(DEMO_SETS)} alone"
             remedy = f"synthetic.{key}=FOLDER (a folder of that name: ./{_DEMO})"
+            if "sweep" in typed and f"synthetic.{key}" not in typed:
+                remedy = f"synthetic.{key}=FOLDER, or search without composed images: sweep=detect_lr_batch"
             problems.append(Problem(f"synthetic.{key}", _DEMO, allowed, remedy))
     if config.enabled not in (True, False, "auto"):
         return [*problems, Problem("synthetic.enabled", shown(config.enabled), "must be auto, true or false")]
@@ -54,10 +56,6 @@ def check_synthetic(
     for key in sources[1:]:
         value, allowed = shown(getattr(config, key)), f"cut-outs come from synthetic.{sources[0]} already"
         problems.append(Problem(f"synthetic.{key}", value, allowed, "type one of them"))
-    if config.close_epochs >= max(e.train.epochs, 1) and "synthetic.close_epochs" in typed:
-        allowed = f"must be below train.epochs={e.train.epochs}"
-        remedy = f"synthetic.close_epochs={e.train.epochs // 5}"
-        problems.append(Problem("synthetic.close_epochs", shown(config.close_epochs), allowed, remedy))
     asked = config.enabled is True or e.mode in _SHOWING
     if config.enabled is False or not (asked or sources or config.backgrounds_dir is not None):
         missing, remedy = "cut-outs", "synthetic.annotated_dir=FOLDER"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +11,24 @@ from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hsr_train.errors import InputError, Problem
+from hsr_train.sweep.previous import best_points
 from hsr_train.sweep.study_types import Spec
+
+log = logging.getLogger(__name__)
 
 
 def given_points(spec: Spec, space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return the points that are not the sampler's, by number: those of the user, then those of a grid.
+    """Return the points that are not the sampler's, by number; what one of them lacks, the sampler adds.
+
+    They are what the configuration has without a search, those of the user, the best of another sweep, and a grid's.
 
     Raises:
-        InputError: A point of the user lies outside the space.
+        InputError: A point of the user lies outside the space, or the other sweep cannot be read.
     """
-    points = [_point(p, space) for p in spec.enqueue]
+    own, points = _own(spec, space), _asked(spec, space)
+    points = [*([own] if own and own not in points else []), *points]  # what the user lists twice is tried twice
+    if spec.warm_start is not None:
+        points += [p for p in _previous(spec, space) if p and p not in points]
     if spec.sampler == "grid":
         choices = [_all_values(d) for d in space.values()]
         combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
@@ -43,32 +52,57 @@ def _all_values(distribution: BaseDistribution) -> list[Any]:
     return [min(distribution.low + number * distribution.step, distribution.high) for number in range(count)]
 
 
-def _point(point: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Return a point that the user gave, in the space's own values.
+def _fitting(distribution: BaseDistribution, value: Any) -> Any:
+    """Return a value as the space has it; None if it lies outside."""
+    if isinstance(distribution, CategoricalDistribution):
+        return next((choice for choice in distribution.choices if _is_same(choice, value)), None)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if distribution._contains(distribution.to_internal_repr(value)) else None
+
+
+def _is_same(choice: Any, value: Any) -> bool:
+    if isinstance(choice, bool) or isinstance(value, bool):
+        return choice is value
+    return choice == value or str(choice) == str(value)
+
+
+def _own(spec: Spec, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Return the configuration's own values; a line says which ones are left to the sampler, and why."""
+    point = {key: found for key, value in spec.own.items() if (found := _fitting(space[key], value)) is not None}
+    for key, value in spec.own.items():
+        if key not in point:
+            log.info("Trial 0 has not the configuration's own %s=%s, which is outside of this search", key, value)
+    return point
+
+
+def _asked(spec: Spec, space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """Return the points that the user gave.
 
     Raises:
-        InputError: It lies outside.
+        InputError: With every value that lies outside.
     """
-    values: dict[str, Any] = {}
     problems = []
-    for key, value in point.items():
-        distribution = space.get(key)
-        if isinstance(distribution, CategoricalDistribution):
-            found = [choice for choice in distribution.choices if str(choice) == str(value)]
-            values[key] = found[0] if found else None
-            fits = bool(found)
-        elif distribution is None:
-            fits = False
-        else:
-            values[key] = value
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            fits = number and distribution._contains(distribution.to_internal_repr(value))
-        if not fits:
+    for key, value in ((key, value) for point in spec.enqueue for key, value in point.items()):
+        if key not in space or _fitting(space[key], value) is None:
             allowed = f"is outside the search of {key}" if key in space else f"is not searched: {', '.join(space)}"
             problems.append(Problem("sweep.enqueue", f"{key}: {value}", allowed, "leave it out, or widen the search"))
     if problems:
         raise InputError(problems)
-    return values
+    return [{key: _fitting(space[key], value) for key, value in point.items()} for point in spec.enqueue]
+
+
+def _previous(spec: Spec, space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """Return the best points of another sweep, as far as they lie in the space."""
+    points = []
+    for number, values in best_points(spec):
+        point = {k: found for k, v in values.items() if k in space and (found := _fitting(space[k], v)) is not None}
+        lost = [f"{key}={value}" for key, value in values.items() if key not in point]
+        shown = " ".join(f"{key}={value}" for key, value in point.items()) or "nothing"
+        end = f"; outside of this search: {', '.join(lost)}" if lost else ""
+        log.info("From trial %d of %s: %s%s", number, spec.warm_start, shown, end)
+        points.append(point)
+    return points
 
 
 def difference(key: str, theirs: Any, mine: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
+from hsr_train.config.overrides import Typed
 from hsr_train.errors import InputError, Problem
 
 
@@ -60,9 +61,9 @@ class Space:
         """Return the same search without some of what is fixed."""
         return Space(self.dimensions, tuple(f for f in self.fixed if not f.lstrip("+").startswith(prefix)))
 
-    def first(self) -> list[str]:
-        """Return the overrides of one point: the first value of each key."""
-        return [*self.fixed, *(f"{d.key}={d.values[0]}" for d in self.dimensions)]
+    def first(self, but: str | None = None, value: str = "") -> list[str]:
+        """Return the overrides of one point: the first value of each key, and of one key, if it is named, another."""
+        return [*self.fixed, *(f"{d.key}={value if d.key == but else d.values[0]}" for d in self.dimensions)]
 
     def grid(self) -> list[list[str]]:
         """Return the overrides of every combination."""
@@ -71,13 +72,7 @@ class Space:
 
     def ends(self) -> list[list[str]]:
         """Return the overrides of points that together have every choice and both ends of every interval."""
-        points = [self.first()]
-        for place, dimension in enumerate(self.dimensions):
-            for value in dimension.values[1:]:
-                point = self.first()
-                point[len(self.fixed) + place] = f"{dimension.key}={value}"
-                points.append(point)
-        return points
+        return [self.first(), *(self.first(d.key, value) for d in self.dimensions for value in d.values[1:])]
 
 
 def read_space(arguments: Sequence[str], params: Mapping[str, Any] | None, config_loader: Any) -> Space:
@@ -88,7 +83,7 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any] | None, confi
     """
     parser = OverridesParser.create(config_loader=config_loader)
     typed = parser.parse_overrides(list(arguments))
-    keys = {o.key_or_group for o in typed}
+    keys = Typed(list(arguments), typed).keys
     lines = [f"{key}={value}" for key, value in (params or {}).items() if key not in keys]
     overrides = [*parser.parse_overrides(lines), *typed]
     problems = [problem for o in overrides if o.is_sweep_override() for problem in _problems(o)]
@@ -103,6 +98,12 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any] | None, confi
         raise InputError(problems)
     fixed = tuple(str(o.input_line) for o in overrides if not o.is_sweep_override())
     return Space(tuple(_dimension(o) for o in overrides if o.is_sweep_override()), fixed)
+
+
+def left_out(arguments: Sequence[str], params: Mapping[str, Any] | None) -> list[str]:
+    """Return the keys that a file would search, and that are typed."""
+    typed = Typed.parse(arguments)
+    return [key for key in params or {} if key in typed.keys]
 
 
 def _problems(override: Override) -> list[Problem]:

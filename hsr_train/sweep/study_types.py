@@ -41,7 +41,10 @@ class Spec:
         fixed: What else decides what a trial comes to; another value makes another study.
         sampler: `sweep.sampler`, decided.
         seed: Of the sampler.
-        enqueue: Points that are tried first.
+        own: What the searched keys are without the search: trial 0, as far as it lies in the space.
+        enqueue: Points that are tried next.
+        warm_start: Folder of another sweep whose best points come after those.
+        warm_start_best: How many.
         command: What was typed.
         pruning: How trials are given up; None: they report no epochs.
     """
@@ -56,7 +59,10 @@ class Spec:
     fixed: list[str]
     sampler: str
     seed: int
+    own: dict[str, Any] = field(default_factory=dict)
     enqueue: list[dict[str, Any]] = field(default_factory=list)
+    warm_start: str | None = None
+    warm_start_best: int = 3
     command: list[str] = field(default_factory=list)
     pruning: Pruning | None = None
 

@@ -18,9 +18,11 @@ from hsr_train.sweep.agent import RemoteStudy, StudyDoor
 from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.objectives import chosen
 from hsr_train.sweep.pruning import chosen_pruning
-from hsr_train.sweep.space import Space, read_space
+from hsr_train.sweep.space import Space, left_out, read_space
 from hsr_train.sweep.study_types import Spec, Standing
 from hsr_train.sweep.urls import storage_url
+from hsr_train.sweep.varied import same_thing, without_effect
+from hsr_train.sweep.warm import own_values, warm_start_problems
 from hsr_train.sweep.worker import Worker, failure, this_process
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class HsrSweeper(Sweeper):
         settings = first.sweep
         objectives, directions, problems = chosen(first)
         sampler = _sampler(space, settings)
-        problems += _problems(space, first, sampler)
+        problems += _problems(space, first, sampler) + warm_start_problems(settings, sampler) + same_thing(space)
         decisions = Decisions()
         pruning, wrong = chosen_pruning(first, objectives, sampler, decisions)
         problems += wrong
@@ -68,8 +70,11 @@ class HsrSweeper(Sweeper):
                 checked[tuple(point)] = self.job.compose(point)
             except InputError as error:
                 problems += [p for p in error.problems if p not in problems]
+        problems += [] if problems else without_effect(space, checked, objectives)
         if problems:
             raise InputError(problems)
+        for key in left_out(arguments, self.params):
+            log.info("%s is typed, and so not what sweep= would search", key)
         if first.mode == "check":
             for experiment in checked.values():
                 self.job.run(experiment)
@@ -87,7 +92,10 @@ class HsrSweeper(Sweeper):
             fixed=_fixed(space),
             sampler=sampler,
             seed=settings.seed,
+            own=own_values(space, self.job) if sampler != "grid" else {},
             enqueue=[dict(point) for point in settings.enqueue],
+            warm_start=settings.warm_start,
+            warm_start_best=settings.warm_start_best,
             command=[_without_password(word) for word in sys.argv],
             pruning=pruning,
         )

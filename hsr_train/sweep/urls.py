@@ -7,6 +7,7 @@ from pathlib import Path
 from hsr_train.errors import InputError, Problem
 
 JOURNAL = "journal:"
+STUDY_FILE = "study.db"
 _REMEDY = "sweep.storage=postgresql://USER@HOST/NAME, or sweep.storage=journal:FILE"
 
 
@@ -21,7 +22,7 @@ def storage_url(typed: str | None, home: Path) -> str:
         InputError: It is neither.
     """
     if typed is None:
-        return f"sqlite:///{home / 'study.db'}"
+        return f"sqlite:///{home / STUDY_FILE}"
     if typed.startswith(JOURNAL) or ("://" not in typed and typed.endswith((".log", ".journal"))):
         return JOURNAL + str(Path(typed.removeprefix(JOURNAL)).expanduser().absolute())
     if "://" not in typed and typed.endswith((".db", ".sqlite", ".sqlite3")):

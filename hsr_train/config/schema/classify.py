@@ -45,6 +45,9 @@ class ClassifyTrainConfig:
     """How long, how large and on what the training runs."""
 
     epochs: int = knob(15, "Passes over the training set.", ge=1)
+    max_steps: int | None = knob(
+        None, "A budget in optimizer steps, for as many whole epochs as it pays for; typed epochs replace it.", ge=1
+    )
     batch: int = knob(32, "Images per forward pass; of each process, where several train together.", ge=1)
     imgsz: int = knob(224, "Side of the square network input in pixels.", ge=32)
     patience: int = knob(0, "Epochs without a better validation score before stopping early; 0 never stops.", ge=0)

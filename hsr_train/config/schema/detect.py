@@ -27,6 +27,9 @@ class TrainConfig:
     """How long, how large and on what the training runs."""
 
     epochs: int = knob(50, "Passes over the training set.", ge=1)
+    max_steps: int | None = knob(
+        None, "A budget in optimizer steps, for as many whole epochs as it pays for; typed epochs replace it.", ge=1
+    )
     batch: int | str = knob(
         16,
         "Images per forward pass, of each process where several train together; auto: from a table by GPU memory and "

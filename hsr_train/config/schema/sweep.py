@@ -33,4 +33,6 @@ class SweepConfig:
     pruner_warmup: int | None = knob(None, "Epochs of a trial before it may be pruned; null: a twentieth of all.", ge=0)
     pruner_startup: int = knob(3, "Complete trials before any is pruned.", ge=0)
     max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
-    enqueue: list[Any] = knob([], "Points that are tried first, such as [{optimizer.lr0: 0.01}].")
+    enqueue: list[Any] = knob([], "Points that are tried after the preset's own, such as [{optimizer.lr0: 0.01}].")
+    warm_start: str | None = knob(None, "Folder of another sweep, whose best points are tried after those.")
+    warm_start_best: int = knob(3, "How many points of it.", ge=1)

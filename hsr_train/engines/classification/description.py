@@ -17,6 +17,7 @@ _WORDS = {
     "model.name": "model",
     "train.batch": "batch",
     "train.epochs": "epochs",
+    "train.max_steps": "steps",
     "optimizer.lr": "lr",
     "optimizer.name": "optimizer",
     "trainer.name": "trainer",

@@ -33,10 +33,11 @@ from hsr_train.engines.classification.policy import load_accelerate, mixed_dtype
 from hsr_train.engines.classification.predict import find_images
 from hsr_train.engines.classification.reports import load_metrics
 from hsr_train.engines.classification.samples import cached_bytes
-from hsr_train.engines.devices import own_device
+from hsr_train.engines.devices import num_sharing, own_device
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_cache, choose_workers, pin_cuda_order
+from hsr_train.length import decide_epochs
 from hsr_train.run.directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ def prepare(experiment: ClassifyExperiment, machine: Machine, decisions: Decisio
     if problems or start is None:
         raise InputError(problems)
     classes = _classes(experiment, dataset, checkpoint)
+    if experiment.mode in ("train", "check") and dataset is not None:
+        _decide_epochs(experiment, len(dataset.splits["train"].images), decisions)
     if experiment.trainer.name == "dp" and experiment.mode not in VERBS_WITH_WEIGHTS and dataset is not None:
         privacy.decide(experiment, len(dataset.splits["train"].images), decisions)
     _decide_loading(experiment, machine, decisions)
@@ -215,6 +218,18 @@ def _decide_loading(experiment: ClassifyExperiment, machine: Machine, decisions:
     train.val_batch = train.val_batch or 2 * train.batch
     workers = choose_workers(train.workers, machine, batch_bytes=3 * train.val_batch * train.imgsz**2)
     _take(train, "workers", workers, decisions)
+
+
+def _decide_epochs(experiment: ClassifyExperiment, num_images: int, decisions: Decisions) -> None:
+    """Turn a budget of steps into epochs."""
+    train, every = experiment.train, experiment.trainer.gradient_accumulation_steps
+    if experiment.trainer.name == "dp":
+        per_epoch = privacy.steps_per_epoch(privacy.sample_rate(num_images, train.batch * every))
+    else:
+        whole, rest = divmod(num_images, train.batch * num_sharing(experiment))
+        is_last = rest > 1 or (rest == 1 and not needs_two(experiment.model.name, train.imgsz))
+        per_epoch = -(-(whole + is_last) // every)
+    decide_epochs(train, lambda epochs: epochs * per_epoch, decisions)
 
 
 def _fitting_cache(

@@ -15,6 +15,7 @@ _WORDS = {
     "model.name": "model",
     "train.batch": "batch",
     "train.epochs": "epochs",
+    "train.max_steps": "steps",
     "optimizer.lr0": "lr0",
     "optimizer.name": "optimizer",
     "optimizer.llrd.enabled": "llrd",

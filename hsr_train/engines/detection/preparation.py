@@ -30,13 +30,14 @@ from hsr_train.engines.detection.high_performance import HIGH_PERFORMANCE, annou
 from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.probe import cpu_batch, probe_batch
-from hsr_train.engines.detection.schedule import effective_batch
+from hsr_train.engines.detection.schedule import Schedule, effective_batch
 from hsr_train.engines.detection.synthetic import DEMO, SHOWING, Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.engines.devices import least_device, num_sharing, own_device
 from hsr_train.engines.states import newest_state
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine, choose_batch, choose_cache, choose_workers, pin_cuda_order
+from hsr_train.length import check_epochs, decide_epochs
 from hsr_train.run.data_files import DataFile
 from hsr_train.run.directory import RunDirectory
 
@@ -93,6 +94,7 @@ def prepare(experiment: DetectExperiment, machine: Machine, decisions: Decisions
     num_composed = synthesis.num_composed if synthesis is not None else 0
     _decide_loading(experiment, machine, device, dataset, cache_dir, decisions, num_composed)
     if experiment.mode in ("train", "check") and dataset is not None:
+        _decide_epochs(experiment, dataset, synthesis, decisions)
         epochs = experiment.train.epochs
         composed = set(map(synthesis.composition(epochs), range(epochs))) if synthesis is not None else {0}
         problems = refused(experiment, start, dataset, composed, num_sharing(experiment))
@@ -298,6 +300,45 @@ def _decide_loading(
             )
             decisions.record("effective batch", step, reason)
         log.info("Effective batch %d, learning rate %s", step, experiment.optimizer.lr0 or "by optimizer=auto")
+
+
+def _decide_epochs(
+    experiment: DetectExperiment, dataset: DetectionSet, synthesis: Synthesis | None, decisions: Decisions
+) -> None:
+    """Turn a budget of steps into epochs, and let what depends on their number follow.
+
+    Raises:
+        InputError: There are too few for what is asked.
+    """
+    train, optimizer = experiment.train, experiment.optimizer
+    if train.max_steps is None:
+        return
+    batch, real = int(train.batch) * num_sharing(experiment), len(dataset.splits["train"].images)
+
+    def steps(epochs: int) -> int:
+        composition = synthesis.composition(epochs) if synthesis is not None else None
+        images = composition.images(0) if composition is not None else real
+        return Schedule(
+            epochs=epochs,
+            num_images=images,
+            batch=batch,
+            effective_batch=effective_batch(batch, train.nbs, images),
+            lrf=optimizer.lrf,
+            cosine=train.cos_lr,
+            warmup_epochs=optimizer.warmup_epochs,
+            warmup_bias_lr=optimizer.warmup_bias_lr,
+            warmup_momentum=optimizer.warmup_momentum,
+            momentum=optimizer.momentum or 0.0,
+            images_in=composition.images if composition is not None else None,
+        ).num_steps
+
+    decide_epochs(train, steps, decisions)
+    made: list[Decision] = []
+    problems = check_epochs(experiment, set(experiment.origin.typed), made)
+    if problems:
+        raise InputError(problems)
+    for decision in made:
+        decisions.record(decision.key, decision.value, decision.reason)
 
 
 def _cache_bytes(dataset: DetectionSet, imgsz: int, cache_dir: Path) -> tuple[int, int]:

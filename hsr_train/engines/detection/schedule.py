@@ -47,6 +47,23 @@ class Schedule:
         epochs = min(self.warmup_epochs, max(self.epochs - 1, 0))
         return round(self._batches_before(int(epochs)) + epochs % 1 * self._batches_in(int(epochs)))
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run; they grow in warm-up, and each epoch ends with one."""
+        return sum(self._steps_in(epoch) for epoch in range(self.epochs))
+
+    def _steps_in(self, epoch: int) -> int:
+        batches = self._batches_in(epoch)
+        if self.warmup_progress(epoch, 0) >= 1:
+            return math.ceil(batches / (self.images_per_step(1.0) // self.batch))
+        steps = pending = 0
+        for number in range(batches):
+            pending += self.batch
+            progress = self.warmup_progress(epoch, number * self.batch)
+            if pending >= self.images_per_step(progress) or number + 1 == batches:
+                steps, pending = steps + 1, 0
+        return steps
+
     def warmup_progress(self, epoch: int, images_in_epoch: int) -> float:
         """Return how far warm-up has come, in [0, 1], before a batch is processed.
 
