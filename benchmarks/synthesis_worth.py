@@ -8,8 +8,9 @@ Each cell of the table is one training by the real command, with one ratio and o
 optimizer steps, in the same number of epochs: an epoch has a fixed number of samples, of which ratio r leaves one in
 1 + r to the real images, listed as often as that takes. So warm-up, rate, the end of mosaic and the number of
 validations agree too. `--offline` trains on a list of real and written images instead (mode=synthesize, r for each real
-image, written once; their time is not counted). `--equal-time` gives each ratio the steps for which the processor time
-of ratio 0 suffices, measured in the cells that are there.
+image, written once; their time is not counted). `--equal-time` gives each ratio the steps for which the training time
+of ratio 0 suffices. What a step costs is told by the share of training that a run waits for its images, since the
+network's part is the same in all of them: other work on the machine slows both parts down alike.
 
 The figure of a cell is that of its last epoch: nothing is chosen by looking at the validation images. A finished cell
 is not run again: it is a file in --output, under the hash of everything that it was told.
@@ -32,8 +33,6 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-import psutil
-from classify_sets import cpu_time
 from side_by_side import command_line, environment, machine, ours
 
 from hsr_train.config.schema import DataConfig
@@ -94,15 +93,20 @@ class Outcome:
         last: METRIC of the last epoch.
         best: METRIC of the best epoch.
         map50: mAP50 of the last epoch.
-        step_cpu_s: Processor seconds per step, from the end of the first epoch to that of the last.
+        wait_share: Of the training time, validation left out, the part that went into loading and composing.
         wall_s: The whole command on the clock.
     """
 
     last: float
     best: float
     map50: float
-    step_cpu_s: float
+    wait_share: float
     wall_s: float
+
+    @property
+    def step_cost(self) -> float:
+        """Time of a training step, relative to the network's part of it."""
+        return 1 / (1 - self.wait_share)
 
 
 class Bench:
@@ -164,23 +168,15 @@ class Bench:
         command = ours(f"model.weights={self.options.weights.resolve()}", *words, *more)
         began = time.monotonic()
         with (self.folder / f"{home.name}.log").open("w") as log:
-            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-            spent: list[float] = []
-            watched = psutil.Process(process.pid)
-            while process.poll() is None:
-                time.sleep(0.1)
-                for table in home.glob("detect/*/results.csv"):
-                    if len(_rows(table)) > len(spent):
-                        spent.append(cpu_time(watched))
-        if process.returncode:
-            raise RuntimeError(f"exit status {process.returncode}, see {log.name}")
-        (table,) = home.glob("detect/*/results.csv")
-        rows = _rows(table)
+            done = subprocess.run(command, env=self.environment, stdout=log, stderr=log, check=False)
+        if done.returncode:
+            raise RuntimeError(f"exit status {done.returncode}, see {log.name}")
+        (run,) = home.glob("detect/*")
+        rows, times = _rows(run / "results.csv"), _rows(run / "timings.csv")
         scores = [float(row[METRIC]) for row in rows]
-        counted = cell.steps * (len(rows) - 1) / len(rows)
-        cost = (spent[-1] - spent[0]) / counted if len(rows) > 1 else 0.0
+        share = sum(float(row["wait_s"]) for row in times) / sum(float(row["train_s"]) for row in times)
         shutil.rmtree(home)
-        return Outcome(scores[-1], max(scores), float(rows[-1]["mAP50"]), cost, time.monotonic() - began)
+        return Outcome(scores[-1], max(scores), float(rows[-1]["mAP50"]), share, time.monotonic() - began)
 
     def _written(self, cell: Cell) -> list[str]:
         """Return the images of a composed set on disk, writing it first."""
@@ -210,8 +206,8 @@ class Bench:
         return folder / "data.yaml"
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
-    with table.open(encoding="utf-8") as file:
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -252,10 +248,11 @@ def table(outcomes: dict[Cell, Outcome]) -> list[str]:
     """Return a Markdown table: one line for each kind, ratio and length."""
     lines = [
         f"| composed for each real | steps | {METRIC}: mean, sd | by seed | against ratio 0, by seed | mAP50 | "
-        "processor ms per step |",
+        "time of a step, to ratio 0 |",
         "|---|---|---|---|---|---|---|",
     ]
     plain = {cell.seed: outcome.last for cell, outcome in outcomes.items() if not cell.ratio}
+    cheapest = _cost(outcomes, 0)
     for title, steps in dict.fromkeys((cell.title, cell.steps) for cell in outcomes):
         group = {c.seed: o for c, o in outcomes.items() if (c.title, c.steps) == (title, steps)}
         values = [outcome.last for outcome in group.values()]
@@ -265,9 +262,14 @@ def table(outcomes: dict[Cell, Outcome]) -> list[str]:
         lines.append(
             f"| {title} | {steps} | {mean(values):.4f}, {deviation} | {', '.join(f'{v:.4f}' for v in values)} | "
             f"{shown} | {mean(o.map50 for o in group.values()):.4f} | "
-            f"{1000 * mean(o.step_cpu_s for o in group.values()):.0f} |"
+            f"{mean(o.step_cost for o in group.values()) / cheapest:.2f} |"
         )
     return lines
+
+
+def _cost(outcomes: dict[Cell, Outcome], ratio: int) -> float:
+    """Return the mean cost of a step online."""
+    return mean(o.step_cost for cell, o in outcomes.items() if (cell.kind, cell.ratio) == ("online", ratio))
 
 
 def main() -> None:
@@ -283,12 +285,12 @@ def main() -> None:
     parser.add_argument("--offline", type=int, nargs="*", default=[], help="ratios with composed images on disk")
     parser.add_argument("--equal-time", type=int, nargs="*", default=[], help="ratios, with steps for equal time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--epochs", type=int, default=4, help="in how many epochs the steps are made")
     parser.add_argument("--imgsz", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--freeze", type=int, default=10, help="first modules that are not trained")
-    parser.add_argument("--lr0", type=float, default=0.002)
+    parser.add_argument("--lr0", type=float, default=0.004)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each")
     parser.add_argument("--output", type=Path, required=True, help="folder of the cells")
     parser.add_argument("overrides", nargs="*", help="further settings, such as synthetic.objects=[6,12]")
@@ -296,22 +298,22 @@ def main() -> None:
     real = read_set(options)
     bench = Bench(real, options)
     steps = options.steps
+    if 0 not in options.ratios:
+        sys.exit("--ratios needs a 0, to compare with")
     if steps % options.epochs or any(steps * options.batch // options.epochs % (1 + r) for r in options.ratios):
-        sys.exit("--steps must be a multiple of --epochs, and an epoch's images of 1 + each ratio")
+        sys.exit("--steps must be a multiple of --epochs, and the images of an epoch one of 1 + each ratio")
     cells = [Cell("online", ratio, seed, steps) for seed in options.seeds for ratio in options.ratios]
     cells += [Cell("offline", ratio, seed, steps) for seed in options.seeds for ratio in options.offline]
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = dict(zip(cells, pool.map(bench.run, cells), strict=True))
-        if options.equal_time:
-            costs = {r: mean(o.step_cpu_s for c, o in outcomes.items() if (c.kind, c.ratio) == ("online", r))
-                     for r in {0, *options.equal_time}}  # fmt: skip
-            epochs = options.epochs
-            shorter = {r: round(steps * costs[0] / costs[r] / epochs) * epochs for r in options.equal_time}
-            for ratio in options.equal_time:
-                print(f"ratio {ratio}: a step costs {costs[ratio] / costs[0]:.3f} of one of ratio 0", file=sys.stderr)
-            cells = [Cell("online", ratio, seed, shorter[ratio]) for seed in options.seeds
-                     for ratio in options.equal_time if costs[ratio] / costs[0] > 1 + SMALL]  # fmt: skip
-            outcomes |= dict(zip(cells, pool.map(bench.run, cells), strict=True))
+        costs = {ratio: _cost(outcomes, ratio) / _cost(outcomes, 0) for ratio in options.equal_time}
+        cells = []
+        for ratio, cost in costs.items():
+            print(f"ratio {ratio}: a step takes {cost:.3f} times as long as one of ratio 0", file=sys.stderr)
+            fewer = round(steps / cost / options.epochs) * options.epochs
+            if cost > 1 + SMALL:
+                cells += [Cell("online", ratio, seed, fewer) for seed in options.seeds]
+        outcomes |= dict(zip(cells, pool.map(bench.run, cells), strict=True))
     print(machine())
     print(f"{real.name}: {len(real.train)} real training images, {len(real.val)} for validation\n`{command_line()}`\n")
     print("\n".join(table(outcomes)))
