@@ -7,22 +7,19 @@ the command, whose training has a supervisor; `main` called from Python does eve
 
 from __future__ import annotations
 
-import atexit
 import logging
-import math
 import os
 import signal
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from hsr_train.ending import leave, stoppable
 from hsr_train.errors import HsrTrainError, InputError, Problem, Terminated
 
 if TYPE_CHECKING:
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAME_STOP_S = {signal.SIGINT: 1.0, signal.SIGTERM: 10.0}
-
 
 def console() -> int:
     """Run the command that this process is; return its exit status."""
@@ -40,18 +35,8 @@ def console() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # what is done is recorded: no signal makes it undone any more
         signal.signal(number, signal.SIG_IGN)
     if "torch" in sys.modules:
-        _leave(status)
+        leave(status)
     return status
-
-
-def _leave(status: int) -> NoReturn:
-    """End the process as Python does, but for the search through all that torch brought along: seconds, of a budget."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # its reader has gone
-            stream.flush()
-    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
@@ -69,7 +54,7 @@ def main(argv: Sequence[str] | None = None, *, supervise: bool = False) -> int:
 
     configure_console(logging.INFO if is_first() else logging.ERROR)
     try:
-        with _stoppable():
+        with stoppable():
             _command(list(sys.argv[1:] if argv is None else argv), supervise)
     except HsrTrainError as error:
         if is_first():
@@ -355,34 +340,6 @@ def _errors_raised() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn SIGTERM into an exception while a command runs, and take a signal that arrives twice for one.
-
-    Schedulers send theirs to every process, and the supervisor passes it on: the second must not break off the tidying
-    up after the first. A later one is heeded, for an impatient user, and since an exception can get lost in a library.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python allows signal handlers in the main thread only; the host program has its own.
-        return
-    heeded_s: dict[int, float] = {}
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        now_s = time.monotonic()
-        if now_s - heeded_s.get(signum, -math.inf) >= SAME_STOP_S[signal.Signals(signum)]:
-            heeded_s[signum] = now_s
-            raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
-
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, or the host program's
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log_decisions(experiment: Experiment) -> None:

@@ -25,10 +25,10 @@ ALIKE = {"train__freeze": "[model.*.bn]", "optimizer": "sgd", "optimizer__lr0": 
 FIGURES = ("box_loss", "cls_loss", "dfl_loss", "val_box_loss", "val_cls_loss", "val_dfl_loss", "lr_0", "lr_1", "lr_2")
 OURS = """
 import sys
-from hsr_train.cli import _stoppable
+from hsr_train.ending import stoppable
 from hsr_train.launcher import launch
 
-with _stoppable():
+with stoppable():
     status = launch([sys.executable, *sys.argv[1:]], 2)
 sys.exit(status)
 """

@@ -68,8 +68,8 @@ def test_stop_signal_reaches_every_process(number: signal.Signals, status: int, 
         f"open(r'{tmp_path}/up' + str(rank), 'w').close()\ntime.sleep(60)"
     )
     main = (
-        "import sys; from hsr_train.cli import _stoppable; from hsr_train.launcher import launch\n"
-        f"with _stoppable(): status = launch({python(code)!r}, 2)\nsys.exit(status)"
+        "import sys; from hsr_train.ending import stoppable; from hsr_train.launcher import launch\n"
+        f"with stoppable(): status = launch({python(code)!r}, 2)\nsys.exit(status)"
     )
     process = subprocess.Popen([sys.executable, "-c", main], start_new_session=True)
     wait_for(tmp_path / "up0", tmp_path / "up1")

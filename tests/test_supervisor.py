@@ -21,7 +21,7 @@ import pytest
 from scripted_engine import lay_out_kernel
 
 import hsr_train
-from hsr_train import cli, supervisor
+from hsr_train import cli, ending, supervisor
 from hsr_train.config.schema import DetectExperiment
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.hardware.limits import control_groups
@@ -544,7 +544,7 @@ def test_signal_that_comes_twice_is_one_and_a_later_one_is_heeded(
             os.kill(os.getpid(), number)
             done.append("tidied")
 
-    monkeypatch.setattr(cli, "SAME_STOP_S", {number: same_s})
+    monkeypatch.setattr(ending, "SAME_STOP_S", {number: same_s})
     monkeypatch.setattr(hsr_train, "execute", execute, raising=False)
     assert cli.main(["preset=demo"]) == status
     assert bool(done) is tidied
