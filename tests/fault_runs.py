@@ -180,11 +180,11 @@ def _main() -> int:
 
     original = hsr_train.execute
 
-    def execute(experiment: Any) -> Any:
+    def execute(*given: Any) -> Any:
         from detection_runs import quick_pictures
 
         with quick_pictures():
-            return original(experiment)
+            return original(*given)
 
     hsr_train.execute = execute
     return console()

@@ -16,7 +16,7 @@ from fake_machines import machine
 from hsr_train import hardware
 from hsr_train.cli import main
 from hsr_train.config.schema import MODES, DetectExperiment
-from hsr_train.engines.base import Result
+from hsr_train.engines.base import Result, Watch
 from hsr_train.errors import InputError, Problem, RunError, Terminated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ def execute_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     def install(raises: Callable[[DetectExperiment], BaseException | None] = lambda e: None) -> Ran:
         ran: Ran = []
 
-        def execute(experiment: DetectExperiment) -> Result:
+        def execute(experiment: DetectExperiment, watch: Watch | None = None) -> Result:
             ran.append(experiment)
             error = raises(experiment)
             if error is not None:
@@ -334,7 +334,7 @@ def test_signal_ends_a_run_with_its_status(tmp_path: Path, number: int, status: 
     code = (
         "import pathlib, sys, time, types\n"
         "module = types.ModuleType('hsr_train.execution')\n"
-        "def execute(experiment):\n"
+        "def execute(experiment, watch=None):\n"
         "    try:\n"
         "        pathlib.Path('started').touch()\n"
         "        time.sleep(60)\n"

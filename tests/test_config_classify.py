@@ -17,7 +17,7 @@ from hsr_train.cli import main
 from hsr_train.config.compose import compose
 from hsr_train.config.saved import dump, load
 from hsr_train.config.schema import ClassifyExperiment, DetectExperiment
-from hsr_train.engines.base import Result
+from hsr_train.engines.base import Result, Watch
 from hsr_train.errors import InputError, Problem
 
 
@@ -31,7 +31,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[ClassifyExperiment]:
     """Put a stand-in in the place of training; it remembers experiments."""
     experiments: list[ClassifyExperiment] = []
 
-    def execute(experiment: ClassifyExperiment) -> Result:
+    def execute(experiment: ClassifyExperiment, watch: Watch | None = None) -> Result:
         experiments.append(experiment)
         return Result(run_dir=None, metrics={"accuracy": 0.5, "macro_f1": 0.5})
 

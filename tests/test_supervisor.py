@@ -537,7 +537,7 @@ def test_signal_that_comes_twice_is_one_and_a_later_one_is_heeded(
 ) -> None:
     done = []
 
-    def execute(_: Any) -> None:
+    def execute(*_: Any) -> None:
         try:
             os.kill(os.getpid(), number)
         finally:
