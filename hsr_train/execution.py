@@ -104,7 +104,7 @@ def execute(experiment: Experiment, watch: Watch | None = None) -> Result:
         if reproduction is not None:
             reproduction.check_drift(plan, manifest)
         if experiment.mode == "check":
-            print("\n".join(plan.summary))
+            print("\n".join([*plan.summary, *_promised(plan.experiment)]))
             return Result(run_dir=None, status="checked")
         if experiment.mode == "synthesize":
             print("\n".join(cast(ComposingEngine, engine).synthesize(plan)))
@@ -266,6 +266,16 @@ def _events(experiment: Experiment, run: RunDirectory, resuming: bool, stack: Ex
     if not resuming or not has_tag(run.tensorboard, "config"):  # it may have been killed before
         writer.text("config", f"```yaml\n{saved.dump(experiment)}\n```")
     return writer
+
+
+def _promised(experiment: Experiment) -> list[str]:
+    """Return the line that says when a run would be done that began now; none without a deadline."""
+    now = time.time()
+    deadline = deadline_of(experiment.train, now)  # type: ignore[attr-defined]
+    if deadline is None:
+        return []
+    ends = datetime.fromtimestamp(deadline).astimezone()
+    return [f"Begun now: done by {ends:%A %H:%M:%S}, in {duration(deadline - now)}; epochs follow from measured times"]
 
 
 def _pace(experiment: Experiment, run: RunDirectory | None) -> Pace:

@@ -427,7 +427,9 @@ def test_preview_is_a_picture_and_trains_nothing(folder: Path, tmp_path: Path) -
 def test_ratio_of_zero_is_a_run_without_composed_images(folder: Path, tmp_path: Path) -> None:
     words = [*start(folder, tmp_path, synthetic__ratio=0), "mode=check"]
     assert hsr_train.compose(words).synthetic.enabled is False
-    assert hsr_train.execute(hsr_train.compose(words)).status == "checked"
+    experiment = hsr_train.compose(words)
+    assert any(d.key == "synthetic.enabled" and "ratio is 0" in d.reason for d in experiment.origin.decisions)
+    assert hsr_train.execute(experiment).status == "checked"
 
 
 # ---- where cut-outs come from

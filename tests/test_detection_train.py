@@ -961,4 +961,13 @@ def test_check_makes_no_directory_and_says_the_plan(
     assert main(overrides(data, tmp_path / "out", shared_cache, mode="check")) == 0
     printed = capsys.readouterr().out
     assert "yolov8n" in printed and "9 images" in printed and "batch 4" in printed
+    assert "done by" not in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_check_says_until_when_a_run_would_be_done(
+    data: Path, tmp_path: Path, shared_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = overrides(data, tmp_path, shared_cache, mode="check", train__epochs=None, train__time_budget="45min")
+    assert main(words) == 0
+    assert re.search(r"Begun now: done by \w+ \d\d:\d\d:\d\d, in 45", capsys.readouterr().out)

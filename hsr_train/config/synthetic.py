@@ -77,6 +77,8 @@ def check_synthetic(
         decisions.append(Decision("synthetic.scale", config.scale, "the built-in cut-outs are close-ups"))
     if config.enabled == "auto" and (sources or config.backgrounds_dir is None or config.ratio == 0):
         config.enabled = bool(sources) and config.ratio > 0
+        if sources and config.ratio == 0 and not problems:
+            decisions.append(Decision("synthetic.enabled", False, "synthetic.ratio is 0: nothing is composed"))
         if config.enabled and not problems:
             decisions.append(Decision("synthetic.enabled", True, f"synthetic.{sources[0]} is given"))
     return problems

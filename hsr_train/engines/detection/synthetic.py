@@ -46,6 +46,7 @@ _BY = {
     "masks_dir": "synthetic.masks_dir",
 }
 _OF_TRAINING = ("enabled", "ratio", "schedule", "close_epochs", "count")
+FEW_BACKGROUNDS = 5
 _MOST_REASONS = 5
 _REAL_SHOWN = 8
 
@@ -152,6 +153,10 @@ class Synthesis:
         if self.distractors:
             lines.append(f"  {how_many(len(self.distractors), 'distractor')} besides, without a label")
         in_train = zip(self.dataset.names, self.dataset.counts["train"], strict=True)
+        if self.backgrounds is not None and len(self.backgrounds) < FEW_BACKGROUNDS:
+            lines.append("  so few backgrounds are learnt by heart; a dozen photos of the place are made in a minute")
+        if not self.num_composed:
+            lines.append("  synthetic.ratio is so small that no image is composed")
         without = [name for name, number in in_train if number and name not in counts]
         if without:
             more = ", ..." if len(without) > _MOST_REASONS else ""
