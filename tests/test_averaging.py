@@ -13,7 +13,7 @@ from detection_runs import differences, last_state, quick_pictures, read_json, r
 from torch import nn
 
 import hsr_train
-from hsr_train.config import checks
+from hsr_train import length
 from hsr_train.engines.base import Result
 from hsr_train.engines.detection import averaging, engine
 from hsr_train.engines.detection.averaging import WeightAverage, _measure_norms, averaged_epochs
@@ -83,7 +83,7 @@ def test_too_few_epochs_are_refused() -> None:
 @pytest.fixture
 def quick(small_set: Path, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
     """Trains four epochs, of which the last two are averaged."""
-    monkeypatch.setattr(checks, "SWA_LEAST_EPOCHS", 3)
+    monkeypatch.setattr(length, "SWA_LEAST_EPOCHS", 3)
     monkeypatch.setattr(averaging, "FEWEST", 2)
     with quick_pictures():
         yield lambda **more: train(small_set, tmp_path / "out", shared_cache, **{**SHORT, **more})

@@ -150,7 +150,8 @@ def prepare(engine: Engine, experiment: Experiment) -> Plan:
 def undecided(values: Any, path: str = "") -> Iterator[str]:
     if isinstance(values, dict):
         for key, value in values.items():
-            yield from undecided(value, f"{path}.{key}" if path else key)
+            if (path, key) != ("", "sweep"):  # a search's own, which no run decides
+                yield from undecided(value, f"{path}.{key}" if path else key)
     elif values == "auto":
         yield path
 

@@ -314,7 +314,7 @@ def test_a_classifier_that_learns_nothing_is_given_up(
     data = classify_runs.make_set(tmp_path / "set")
     words = classify_runs.overrides(data, tmp_path / "out", shared_cache, train__epochs=4, optimizer__lr=None)
     search = ["optimizer.lr=tag(log,interval(1e-7,1e-2))", "sweep.n_trials=3", "sweep.dir=sweep"]
-    first = "sweep.enqueue=[{optimizer.lr: 0.001}, {optimizer.lr: 0.0011}, {optimizer.lr: 1e-7}]"
+    first = "sweep.enqueue=[{optimizer.lr: 0.0011}, {optimizer.lr: 1e-7}]"  # after trial 0, the default
     assert main(["-m", *words, *search, first, "sweep.pruner_startup=2"]) == 0
     assert "Trials: 2 complete, 1 pruned, 0 failed" in capsys.readouterr().err
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")

@@ -267,7 +267,7 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         for line in table(self.optimizer, model.model):
             log.info("%s", line)
         if self._frozen:
-            typed = any(key.startswith(("train.freeze", "optimizer.llrd.")) for key in self.experiment.origin.typed)
+            typed = any(key.startswith(("train.freeze", "optimizer.llrd.")) for key in self._experiment.origin.typed)
             log.log(  # a preset that sets both means it
                 logging.WARNING if typed else logging.INFO,
                 "train.freeze and optimizer.llrd.enabled both hold early layers back: %s do not learn at all, and the "
