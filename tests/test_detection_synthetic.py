@@ -343,6 +343,7 @@ def test_run_that_is_resumed_where_numbers_change_ends_as_the_uninterrupted_one(
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_numbers_follow_epochs_that_are_planned_by_time_and_can_be_repeated(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +365,7 @@ def test_numbers_follow_epochs_that_are_planned_by_time_and_can_be_repeated(
     assert same(again, run)
 
 
+@pytest.mark.slow
 def test_extended_run_composes_what_one_of_that_length_does_and_can_be_repeated(folder: Path, tmp_path: Path) -> None:
     settings = CHANGING_RUN | {"train__epochs": 2, "train__close_mosaic": 0}
     run = execute(start(folder, tmp_path / "out", **settings))

@@ -81,6 +81,7 @@ def figures(run: Path) -> np.ndarray:
     return np.array([[float(row[name]) for name in FIGURES] for row in rows(run)])
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(
     launch: Launch, small_set: Path, weights: Path, tmp_path: Path, shared_cache: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_own_choice_of_a_group_is_tried_first(run: Run, tmp_path: Path) -> None:
     assert params(tmp_path / "s") == [{"optimizer": "adamw"}]
 
 
+@pytest.mark.slow
 def test_another_sweep_seeds_a_new_one_with_its_best(run: Run, tmp_path: Path) -> None:
     assert run(LR, BATCH, "train.epochs=1", "sweep.n_trials=5", "sweep.dir=old")[0] == 0
     best = [p for p in best_first(tmp_path / "old")[:3] if p["train.batch"] != 32]

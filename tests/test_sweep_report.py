@@ -324,6 +324,7 @@ def test_hparams_sessions_are_written_once_and_can_be_read(tmp_path: Path) -> No
     assert [info.name.tag for info in experiment.metric_infos] == ["mAP50-95"]
 
 
+@pytest.mark.slow
 def test_the_command_leaves_reports_and_makes_lost_ones_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
