@@ -147,7 +147,8 @@ def test_shortage_in_one_of_two_processes_ends_both_with_what_to_type(
     assert process.returncode == 1, output
     assert "Process 1: Out of GPU memory in process 1 of 2, in epoch 3 (training step)" in output, output
     assert "start again with train.batch=2" in output
-    assert read_json(only_run(tmp_path) / "status.json")["state"] == "failed"
+    # Whichever reaches the first process sooner: the loss of the other one, or the signal that ends all.
+    assert read_json(only_run(tmp_path) / "status.json")["state"] in ("failed", "interrupted")
     assert "Traceback" not in output
 
 
@@ -155,7 +156,7 @@ def test_shortage_in_one_of_two_processes_ends_both_with_what_to_type(
 def test_run_of_one_process_is_told_that_two_make_other_batches(
     launch: Launch, tmp_path: Path, small_set: Path, shared_cache: Path
 ) -> None:
-    run = train(small_set, tmp_path, shared_cache, train__epochs=1).run_dir
+    run = train(small_set, tmp_path, shared_cache, train__epochs=1, train__close_mosaic=0).run_dir
     output = finished(launch([f"resume={run}", "train.epochs=2"]))
     assert "1 processes trained this run before, 2 do now: its batches are others" in output
 
