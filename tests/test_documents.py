@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def first_of(word: str) -> str:
     return word if value.startswith(("[", "'", '"')) else word.partition(",")[0]
 
 
+@cache
 def refused_by(task: str, override: str) -> str | None:
     try:
         compose([override] if override.startswith("task=") else [f"task={task}", override])
@@ -86,8 +88,8 @@ def test_every_override_in_the_text_composes(document: Path) -> None:
     plain = [override for override in inline if not needs_more.match(override)]
     assert plain
     for override in plain:
-        refusals = [refused_by(task, override) for task in SCHEMAS]
-        assert None in refusals, refusals
+        accepted = any(refused_by(task, override) is None for task in SCHEMAS)
+        assert accepted, [refused_by(task, override) for task in SCHEMAS]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

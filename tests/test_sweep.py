@@ -16,12 +16,13 @@ from typing import Any
 
 import optuna
 import pytest
+from composing import compose_equal_words_once
 from fake_machines import gpu, machine
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.cli import main
 from hsr_train.engines.registry import ENGINES
-from hsr_train.sweep import study
+from hsr_train.sweep import reporting, study
 from hsr_train.sweep.local import leases
 from hsr_train.sweep.points import distributions
 from hsr_train.sweep.study_types import Spec
@@ -43,7 +44,9 @@ class Sweep:
         self.capsys = capsys
         monkeypatch.chdir(folder)
         monkeypatch.setitem(ENGINES, "detect", "sweep_engine:SweepEngine")
+        compose_equal_words_once(monkeypatch)
         self.home = folder / "sweep"
+        monkeypatch.setattr(reporting, "write_report", lambda *_: None)
         self.begun: list[subprocess.Popen[str]] = []
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
@@ -58,12 +61,15 @@ class Sweep:
         return process
 
     def run(self, *words: str, **environment: str) -> tuple[int, str]:
-        """Run it in this process, where nothing is supervised and the study has no process of its own."""
+        """Run it in this process, where nothing is supervised and the study has no process of its own.
+
+        Its report.html is not drawn, which takes longer than all the rest: see test_sweep_report.py.
+        """
         for name in ("SWEEP_EPOCH_S", "SWEEP_FAILS", "SWEEP_DEFECTS"):
             self.monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             self.monkeypatch.setenv(name, value)
-        home = [] if any(word.startswith("sweep.dir=") for word in words) else [f"sweep.dir={self.home}"]
+        home = [] if any(word.startswith("sweep.dir=") for word in words) else ["sweep.dir=sweep"]
         status = main(["-m", *WORDS, *home, *words])
         return status, self.capsys.readouterr().err
 

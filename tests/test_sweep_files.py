@@ -11,10 +11,12 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from composing import compose_equal_words_once
 
 from hsr_train.cli import main
 from hsr_train.config.paths import SWEEPS_DIR
 from hsr_train.engines.registry import ENGINES
+from hsr_train.sweep import reporting
 from hsr_train.sweep.objectives import MAXIMIZE, MINIMIZE, available
 
 FILES = sorted(SWEEPS_DIR.rglob("*.yaml"))
@@ -28,6 +30,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     for task in ("detect", "classify"):
         monkeypatch.setitem(ENGINES, task, "sweep_engine:SweepEngine")
+    compose_equal_words_once(monkeypatch)
+    monkeypatch.setattr(reporting, "write_report", lambda *_: None)  # it takes longer than all the rest
 
     def call(*words: str) -> tuple[int, str]:
         status = main(["-m", "train.device=cpu", "tensorboard.enabled=false", *words])
