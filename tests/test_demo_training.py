@@ -25,7 +25,7 @@ def test_demo_preset_reaches_what_it_promises(tmp_path: Path, shared_cache: Path
 
 
 def test_shuffled_labels_teach_nothing(tmp_path: Path, shared_cache: Path) -> None:
-    """Each training image gets the labels of another one; validation stays true."""
+    """Each training image gets the labels of another one; validation stays true. Eight epochs teach true ones."""
     root = tmp_path / "shuffled"
     shutil.copytree(ensure_demo_set(shared_cache).parent, root)
     labels = sorted((root / "labels" / "train").glob("*.txt"))
@@ -33,4 +33,4 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path, shared_cache: Path) -> No
     order = np.random.default_rng(0).permutation(len(labels))
     for label, other in zip(np.array(labels)[order], np.roll(order, 1), strict=True):
         label.write_text(texts[other])
-    assert final_map50(tmp_path, shared_cache, f"data.path={root / 'data.yaml'}") < 0.1
+    assert final_map50(tmp_path, shared_cache, f"data.path={root / 'data.yaml'}", "train.epochs=8") < 0.1

@@ -163,8 +163,7 @@ def test_fake_package_would_be_seen(run: Traces) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "cache"), [(2, "none"), (0, "ram"), (2, "disk")])
 def test_any_run_leaves_everything_as_it_was(tmp_path: Path, cache: str, workers: int) -> None:
     found = traces(tmp_path / "root", train__cache=cache, train__workers=workers, export__formats="[onnx,torchscript]")
     check(found)
@@ -184,7 +183,7 @@ def test_home_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["with space", "Ann's, (b) [c]", "日本語 ü", "a=b", "-dash"])
+@pytest.mark.parametrize("name", ["Ann's, (b) [c] 日本語 ü", "-dash a=b"])
 def test_any_path_can_be_trained_in(tmp_path: Path, name: str, shared_cache: Path) -> None:
     """Data, output and current directory lie in a folder of that name; predictions of the run's weights follow."""
     folder = tmp_path / name
