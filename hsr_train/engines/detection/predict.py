@@ -99,9 +99,7 @@ def predict(
         RunError: The disk refused.
     """
     sources = find_sources(source, output_dir)
-    predictor = make_predictor(
-        model, config=config, imgsz=imgsz, device=device, output_dir=output_dir, options=options
-    )
+    predictor = make_predictor(model, config=config, imgsz=imgsz, device=device, output_dir=output_dir, options=options)
     try:
         prediction = _Run(predictor, sources, output_dir).execute()
     except OSError as error:
