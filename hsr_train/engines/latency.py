@@ -63,14 +63,13 @@ def _undisturbed() -> Iterator[None]:
     """Let kernels be chosen as for prediction, which need not repeat a training; then put everything back."""
     cudnn = torch.backends.cudnn
     kept = random_state()
-    algorithms = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    algorithms = torch.get_deterministic_debug_mode()
     kernels = cudnn.deterministic, cudnn.benchmark
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     cudnn.deterministic = cudnn.benchmark = False
     try:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = kernels
-        torch.use_deterministic_algorithms(algorithms, warn_only=warns)
+        torch.set_deterministic_debug_mode(algorithms)
         restore_random_state(kept)
