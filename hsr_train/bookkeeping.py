@@ -117,6 +117,22 @@ def throughput(plan: Plan, run: RunDirectory, recovery: Recovery, before: int) -
     }
 
 
+def peak_vram_gb(run: RunDirectory) -> float | None:
+    """Return the most memory that torch held on a GPU in any epoch, in units of 1e9 bytes; None on a CPU.
+
+    All epochs of timings.csv count, those before a resume included.
+    """
+    if not run.timings_csv.is_file():
+        return None
+    try:
+        rows = ResultsTable(run.timings_csv, TIMING_COLUMNS, NEWER_COLUMNS).rows()
+    except HsrTrainError as error:  # as in `throughput`
+        log.debug("%s", error)
+        return None
+    peak_gib = max((row["gpu_memory_gib"] for row in rows if row["gpu_memory_gib"] is not None), default=None)
+    return None if peak_gib is None else round(peak_gib * GIB / 1e9, 4)
+
+
 def so_far(run: RunDirectory) -> Result:
     """Return what a run had achieved when it was cut short."""
     epoch = (read_status(run.status) or {}).get("epoch")
@@ -153,6 +169,8 @@ def make_record(
         tensorboard_url=url,
         exports=result.exports,
         best_epoch=result.best_epoch,
+        latency_ms=result.latency_ms,
+        peak_vram_gb=peak_vram_gb(run),
         error=error,
         extra=result.extra,
     )

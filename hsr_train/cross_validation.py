@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -195,11 +196,13 @@ def _sum_up(experiment: Any, folds: _Folds) -> Result:
     write_text(folds.home / "folds.txt", "\n".join(table) + "\n")
     write_text(folds.home / "folds.csv", _csv(results, together))
     folds_chart(folds.home / "folds.png", results, together)
+    costs = _costs(list(runs.values()))
     means = {name: fmean(r["val"][name] for r in results.values()) for name in next(iter(results.values()))["val"]}
     summary = {
         "folds": {str(fold): splits for fold, splits in results.items()},
         "ensemble": together,
         "mean_val": means,
+        "costs": costs,
     }
     write_json(folds.home / "result.json", summary)
     return Result(run_dir=folds.home, metrics=means, extra=summary)
@@ -276,6 +279,17 @@ def _splits_of(run: RunDirectory) -> dict[str, dict[str, float]]:
     result = json.loads(run.training_result.read_text(encoding="utf-8"))
     splits: dict[str, dict[str, float]] = result.get("splits") or {"val": result["metrics"]}
     return splits
+
+
+def _costs(runs: list[RunDirectory]) -> dict[str, float]:
+    """Return what all folds cost, as far as each of them has measured it: their time, mean latency, largest memory."""
+    found = {}
+    records = [json.loads(run.training_result.read_text(encoding="utf-8")) for run in runs]
+    for name, together in (("training_time_minutes", math.fsum), ("latency_ms", fmean), ("peak_vram_gb", max)):
+        values = [record.get(name) for record in records]
+        if None not in values:
+            found[name] = float(together(values))
+    return found
 
 
 def _table(results: Mapping[int, Mapping[str, Metrics]], together: Metrics) -> list[str]:

@@ -41,7 +41,7 @@ from hsr_train.run.results import last_epoch
 log = logging.getLogger(__name__)
 
 # What may be typed on resume of a reproduction and leaves it one.
-_FREE_ON_RESUME = ("train.workers", "train.cache", "train.save_period")
+_FREE_ON_RESUME = ("train.workers", "train.cache", "train.save_period", "train.measure_latency")
 
 
 def comparison(experiment: Experiment) -> str:

@@ -2,8 +2,9 @@
 
 What it guarantees: everything but the engine is real. An epoch ends with its state, a file that is written whole; a run
 that goes on begins after it. `born` is made once, by the run's first start. The metric depends on the learning rate and
-the batch alone, and is best at 0.001 and 16; an epoch is worth less the earlier it is. What the environment's
-`SWEEP_FAILS` says of an experiment `e` decides whether it fails; `SWEEP_EPOCH_S` is how long an epoch takes.
+the batch alone, and is best at 0.001 and 16; an epoch is worth less the earlier it is. The latency in ms is the batch.
+What the environment's `SWEEP_FAILS` says of an experiment `e` decides whether it fails; `SWEEP_EPOCH_S` is how long an
+epoch takes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class SweepEngine:
             context.status.progress(epoch=epoch)
             if epoch < e.train.epochs:
                 context.watch(epoch, of_epoch(score, epoch))
-        return Result(run.path, metrics=of_epoch(score), epochs_completed=len(done))
+        latency_ms = float(e.train.batch) if e.train.measure_latency else None
+        return Result(run.path, metrics=of_epoch(score), epochs_completed=len(done), latency_ms=latency_ms)
 
     validate = predict = export = train
 

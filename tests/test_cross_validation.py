@@ -112,6 +112,8 @@ def test_every_fold_is_a_run_and_the_sum_is_right(
     summary = read_json(home / "result.json")
     for name in case.metrics:
         assert summary["mean_val"][name] == pytest.approx(fmean(r["metrics"][name] for r in results))
+    minutes = sum(r["training_time_minutes"] for r in results)
+    assert summary["costs"] == {"training_time_minutes": pytest.approx(minutes)}, "no latency was asked for, nor a GPU"
     rows = csv.DictReader((home / "folds.csv").read_text().splitlines())
     said = {(row["fold"], row["split"], row["metric"]): float(row["value"]) for row in rows}
     for name in case.metrics:

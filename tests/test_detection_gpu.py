@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,9 +30,15 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_trains_with_mixed_precision_on_the_largest_card(data: Path, tmp_path: Path, shared_cache: Path) -> None:
-    result = train(data, tmp_path / "out", shared_cache, train__device="auto", gpu_tier="auto", train__imgsz=160)
+    options = {"train__device": "auto", "gpu_tier": "auto", "train__imgsz": 160, "train__measure_latency": "true"}
+    result = train(data, tmp_path / "out", shared_cache, **options)
     assert result.run_dir is not None
-    config = json.loads((result.run_dir / "training_result.json").read_text())["config"]
+    record = json.loads((result.run_dir / "training_result.json").read_text())
+    with (result.run_dir / "timings.csv").open(newline="") as file:
+        peaks = [float(row["gpu_memory_gib"]) for row in csv.DictReader(file)]
+    assert record["peak_vram_gb"] == pytest.approx(max(peaks) * 2**30 / 1e9, abs=1e-3) and min(peaks) > 0
+    assert 0 < record["latency_ms"] < 1000
+    config = record["config"]
     assert str(config["train"]["device"]).startswith("cuda:")
     assert config["train"]["amp"] is True
     assert result.epochs_completed == 3

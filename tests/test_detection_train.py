@@ -136,6 +136,7 @@ def test_result_has_the_promised_keys_in_order(whole: Path) -> None:
     assert (result["status"], result["epochs_completed"], result["recovery"]) == ("completed", 3, [])
     assert result["exports"] == [] and result["tensorboard_url"] is None
     assert 0 < result["training_time_minutes"] < 10
+    assert (result["latency_ms"], result["peak_vram_gb"]) == (None, None), "not asked for; on a CPU"
     assert result["config"] == yaml.safe_load((whole / "config.yaml").read_text())
 
 

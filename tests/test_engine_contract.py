@@ -136,7 +136,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     def get(task: str) -> Result:
         if task not in results:
             with quick_pictures():
-                words = CASES[task].good(data, tmp_path_factory.mktemp("runs"))
+                words = [*CASES[task].good(data, tmp_path_factory.mktemp("runs")), "train.measure_latency=true"]
                 results[task] = hsr_train.execute(hsr_train.compose(words))
         return results[task]
 
@@ -251,6 +251,9 @@ def test_record_is_valid_json_in_the_promised_order(task: str, trained: Callable
     ]  # fmt: skip
     assert content["metrics"] == trained(task).metrics
     assert content["config"]["task"] == task
+    assert content["latency_ms"] > 0 and content["latency_ms"] == trained(task).latency_ms
+    assert content["peak_vram_gb"] is None, "on a CPU"
+    assert " ms for one image" in (run_dir / "summary.txt").read_text(encoding="utf-8")
     for name in ("status.json", "manifest.json"):
         json.loads((run_dir / name).read_text(encoding="utf-8"), parse_constant=refuse)
 

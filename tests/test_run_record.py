@@ -39,6 +39,8 @@ RECORD = RunRecord(
     exports=[{"format": "onnx", "path": "weights/best.onnx"}],
     best_epoch=25,
     throughput={"images_per_s": 40.0, "epoch_s": 130.0, "wait_share": 0.02, "bottleneck": None},
+    latency_ms=12.345,
+    peak_vram_gb=7.25,
     extra={"classes": ["cup"]},
 )
 
@@ -77,7 +79,8 @@ def test_training_result_has_the_promised_keys_in_order_then_additions(tmp_path:
     result = json.loads(run.training_result.read_text())
     assert list(result) == [
         *("best_model_path", "last_model_path", "metrics", "training_time_minutes", "epochs_completed"),
-        *("tensorboard_url", "config", "status", "recovery", "exports", "best_epoch", "throughput", "classes"),
+        *("tensorboard_url", "config", "status", "recovery", "exports", "best_epoch", "throughput"),
+        *("latency_ms", "peak_vram_gb", "classes"),
     ]
     assert result["best_epoch"] == 25
     assert result["best_model_path"] == "weights/best.pt" and result["tensorboard_url"] is None
@@ -104,6 +107,8 @@ def test_summary_answers_in_seven_sections(tmp_path: Path) -> None:
         r"Started +2026-11-20 14:30:00 UTC",
         r"Training time +1:15:00 h",
         r"Per epoch +2:10 min \(median\)",
+        r"Latency +12\.35 ms for one image",
+        r"Most GPU memory +7\.25 GB",
         r"Epochs +30 of 50",
         r"Best epoch +25",
         r"Best weights +weights/best\.pt",

@@ -114,7 +114,7 @@ def test_leaderboard_has_the_best_first_and_every_begun_trial(tmp_path: Path) ->
 def test_infeasible_trials_have_no_rank(tmp_path: Path) -> None:
     summary = Summary(
         "s", "detect", ["mAP50-95"], ["maximize"], 2, [],
-        [TrialSummary(0, "complete", [0.9], is_feasible=False), TrialSummary(1, "complete", [0.1])],
+        [TrialSummary(0, "complete", [0.9], broken="latency_ms 31.2 > 20"), TrialSummary(1, "complete", [0.1])],
     )  # fmt: skip
     assert summary.ranks == {1: 1} and [t.number for t in summary.front] == [1]
 

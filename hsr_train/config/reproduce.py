@@ -37,6 +37,7 @@ FREE = (
     "synthetic.distractors_dir",
     "model.weights",
     "model.weights_dirs",
+    "train.measure_latency",
 )
 # Names of choices that were made when the original was composed, and keys without a meaning here.
 _FIXED = ("task", "preset", "gpu_tier", "adjust.", "resume", "runs")

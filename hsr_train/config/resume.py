@@ -37,6 +37,7 @@ CHANGEABLE = (
     "train.device",
     "train.epochs",
     "train.finish_by",
+    "train.measure_latency",
     "train.patience",
     "train.save_period",
     "train.time_budget",

@@ -119,6 +119,7 @@ class Result:
         best_model_path: Relative to run_dir.
         last_model_path: Relative to run_dir.
         exports: One entry per exported file: format, path, parity.
+        latency_ms: Milliseconds that best.pt takes for one image; None: not measured.
         extra: The engine's additions.
         failure: What went wrong after the work itself (an export); raised when everything is recorded.
     """
@@ -131,6 +132,7 @@ class Result:
     best_model_path: str | None = None
     last_model_path: str | None = None
     exports: list[dict[str, Any]] = field(default_factory=list)
+    latency_ms: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     failure: HsrTrainError | None = None
 

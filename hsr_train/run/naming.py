@@ -15,7 +15,10 @@ MOST_CHARACTERS = 120
 """Of a name; a longer one is cut and ends with a hash of the whole."""
 
 # These of a section's keys change how a run goes, and not what comes out.
-_LEFT_OUT = {f"train.{name}" for name in ("workers", "cache", "val_batch", "save_period", "device", "deterministic")}
+_LEFT_OUT = {
+    f"train.{name}"
+    for name in ("workers", "cache", "val_batch", "save_period", "device", "deterministic", "measure_latency")
+}
 _GROUPS = {"model": "model.name", "trainer": "trainer.name", "optimizer": "optimizer.name"}
 _CHOICES = ("preset", "augmentation")
 

@@ -36,6 +36,8 @@ class RunRecord:
         best_epoch: The epoch of best.pt.
         ended: End of the run, or None while it goes on.
         error: The message of a run that did not complete.
+        latency_ms: Milliseconds that best.pt takes for one image; None: not measured.
+        peak_vram_gb: Most memory that torch held on a GPU in any epoch, in units of 1e9 bytes; None on a CPU.
         throughput: Images per second, share of waiting for data, and what held training up; None without an epoch.
         extra: An engine's additions to training_result.json.
     """
@@ -56,6 +58,8 @@ class RunRecord:
     best_epoch: int | None = None
     ended: datetime | None = None
     error: str | None = None
+    latency_ms: float | None = None
+    peak_vram_gb: float | None = None
     throughput: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,6 +83,8 @@ def training_result(record: RunRecord) -> dict[str, Any]:
         "exports": [dict(export) for export in record.exports],
         "best_epoch": record.best_epoch,
         "throughput": dict(record.throughput) if record.throughput is not None else None,
+        "latency_ms": record.latency_ms,
+        "peak_vram_gb": record.peak_vram_gb,
     }
     taken = promised.keys() & record.extra.keys()
     if taken:
@@ -104,6 +110,10 @@ def summary_text(record: RunRecord) -> str:
         speed, waiting = record.throughput["images_per_s"], record.throughput["wait_share"]
         timing["Throughput"] = f"{speed:.1f} images/s, waiting for data {100 * waiting:.0f} % of training"
         timing["Bottleneck"] = record.throughput["bottleneck"] or "none found"
+    if record.latency_ms is not None:
+        timing["Latency"] = f"{record.latency_ms:.2f} ms for one image"
+    if record.peak_vram_gb is not None:
+        timing["Most GPU memory"] = f"{record.peak_vram_gb:.2f} GB"
     progress: dict[str, Any] = {"Epochs": epochs}
     if record.best_epoch is not None:
         progress["Best epoch"] = record.best_epoch

@@ -183,12 +183,15 @@ def pareto(summary: Summary) -> Figure | None:
     front = sorted(summary.front, key=lambda t: (t.values or [])[0])
     numbers = {t.number for t in front}
     rest = [t for t in summary.complete if t.number not in numbers]
-    if rest:
-        axes.plot([t.values[0] for t in rest if t.values], [t.values[1] for t in rest if t.values], "o", color=GREY,
-                  label="beaten by another")  # fmt: skip
     joined = "o-" if len(summary.objectives) == 2 else "o"
-    axes.plot([t.values[0] for t in front if t.values], [t.values[1] for t in front if t.values], joined, color=BLUE,
-              lw=1, label="Pareto front")  # fmt: skip
+    for trials, mark, colour, label in (
+        ([t for t in rest if t.is_feasible], "o", GREY, "beaten by another"),
+        ([t for t in rest if not t.is_feasible], "D", ORANGE, "breaks a constraint"),
+        (front, joined, BLUE, "Pareto front"),
+    ):
+        x, y = ([t.values[place] for t in trials if t.values] for place in (0, 1))
+        if trials:
+            axes.plot(x, y, mark, color=colour, lw=1, label=label)
     for trial in front[:30]:
         assert trial.values is not None
         axes.annotate(str(trial.number), (trial.values[0], trial.values[1]), (5, 5), textcoords="offset points",

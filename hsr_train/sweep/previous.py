@@ -36,8 +36,9 @@ def best_points(spec: Spec) -> list[tuple[int, dict[str, Any]]]:
             goal = f"task={theirs.get('task')} for {', '.join(theirs.get('objectives') or ())}"
             raise _refused(spec, f"searches {goal}; this is task={spec.task} for {', '.join(spec.objectives)}")
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = [t for t in trials if all(share <= 0 for share in t.constraints.values())]
         if not trials:
-            raise _refused(spec, "has no complete trial")
+            raise _refused(spec, "has no complete trial that holds its constraints")
         if len(spec.objectives) > 1:
             trials = study.best_trials
         else:

@@ -24,6 +24,9 @@ def line(summary: Summary, now: float | None = None) -> str:
     for word, state in (("pruned", "pruned"), ("failed", "fail")):
         if summary.of_state(state):
             parts.append(f"{len(summary.of_state(state))} {word}")
+    infeasible = [t for t in summary.complete if not t.is_feasible]
+    if infeasible:
+        parts.append(f"{len(infeasible)} broke a constraint")
     if summary.front:
         best = summary.front[0]
         values = zip(summary.objectives, best.values or [], strict=True)

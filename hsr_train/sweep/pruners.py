@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
+import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
@@ -15,6 +16,7 @@ from optuna.pruners import (
     PercentilePruner,
     WilcoxonPruner,
 )
+from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.sweep.study_types import Pruning
 
@@ -45,3 +47,14 @@ def pruner_for(pruning: Pruning | None) -> BasePruner:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # of the patient one and of wilcoxon, each time
         return _MAKERS[pruning.name](pruning)
+
+
+class FeasibleStudy(optuna.Study):
+    """A study as pruners see it where there are constraints: without the complete trials that break one.
+
+    Otherwise a better but larger network that is out of the question would end all that could be chosen.
+    """
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """See `optuna.Study.get_trials`."""
+        return [t for t in super().get_trials(deepcopy, states) if all(c <= 0 for c in t.constraints.values())]

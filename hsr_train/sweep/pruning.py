@@ -46,6 +46,9 @@ def chosen_pruning(
             problems.append(Problem(KEY, asked, f"is for {folds}", f"{KEY}=median, or leave it out"))
         else:
             problems.append(Problem(KEY, asked, f"compares epochs, and not {folds}", f"{KEY}={WHOLE}"))
+    if asked == "hyperband" and settings.constraints:
+        allowed = "compares with trials that break sweep.constraints, too"
+        problems.append(Problem(KEY, asked, allowed, f"{KEY}=median, or leave it out"))
     epochs = int(experiment.train.epochs)
     warmup = warmup_of(epochs) if settings.pruner_warmup is None else int(settings.pruner_warmup)
     return Pruning(name, warmup, int(settings.pruner_startup), epochs), problems

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hsr_train.run.atomic import write_text
 from hsr_train.run.log import duration
 from hsr_train.sweep import figures
+from hsr_train.sweep.objectives import described
 from hsr_train.sweep.results import BEST, command_of, ordered, relative
 from hsr_train.sweep.summary import Summary, TrialSummary
 
@@ -89,6 +90,10 @@ def _head(summary: Summary, home: Path) -> str:
         f"<p class=quiet>task {summary.task} · {_text(goals)} · of {summary.n_trials} trials {counts or 'none begun'}"
         f" · {duration(spent)} of training · as of {now}</p>",
     ]
+    if summary.constraints:
+        lines.append(f"<p class=quiet>Constraints: {_text(described(summary.constraints))}</p>")
+        if summary.complete and not summary.front:
+            lines.append("<p><b>No complete trial holds the constraints.</b></p>")
     if summary.command:
         words = shlex.join(summary.command[1:])
         lines.append(f"<p class=quiet>Searched with <code>python -m hsr_train {_text(words)}</code></p>")
@@ -122,14 +127,15 @@ def _picture(figure: Figure, title: str) -> str:
 
 def _table(summary: Summary, home: Path) -> str:
     keys = [p.name for p in summary.parameters]
-    names = ["rank", "trial", "state", *summary.objectives, *(summary.short[k] for k in keys), "epochs", "time"]
+    goals = [*summary.objectives, *summary.limited]
+    names = ["rank", "trial", "state", *goals, *(summary.short[k] for k in keys), "epochs", "time"]
     head = "".join(f"<th>{_text(name)}</th>" for name in [*names, ""])
     rows = []
     for rank, trial in ordered(summary):
         state = _STATES.get(trial.state, trial.state)
         values: Sequence[float | None] = trial.values or [None] * len(summary.objectives)
         cells = [_cell(rank), _cell(trial.number), f'<td class="text {state}">{state}</td>']
-        cells += [_cell(value, 5) for value in values]
+        cells += [_cell(value, 5) for value in [*values, *(trial.measured.get(name) for name in summary.limited)]]
         cells += [_cell(trial.params.get(key), 4) for key in keys]
         cells += [_cell(trial.epochs), _cell(None if trial.seconds is None else duration(trial.seconds))]
         cells.append(f"<td class=error>{_remark(trial, home)}</td>")
@@ -140,8 +146,8 @@ def _table(summary: Summary, home: Path) -> str:
 def _remark(trial: TrialSummary, home: Path) -> str:
     if trial.error:
         return f"<details><summary>{_text(trial.cause)}</summary><pre>{_text(trial.error)}</pre></details>"
-    if not trial.is_feasible:
-        return "breaks a constraint"
+    if trial.broken:
+        return f"breaks {_text(trial.broken)}"
     return f"<code>{_text(relative(trial, home))}</code>"
 
 

@@ -34,14 +34,15 @@ def write_leaderboard(summary: Summary, home: Path) -> None:
     keys = [p.name for p in summary.parameters]
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["rank", "trial", "state", *summary.objectives, *keys, "epochs", "seconds", "directory", "error"])
+    limited = [*summary.limited, *(["breaks"] if summary.constraints else [])]
+    names = ["rank", "trial", "state", *summary.objectives, *limited, *keys]
+    table.writerow([*names, "epochs", "seconds", "directory", "error"])
     for rank, trial in ordered(summary):
         values: Sequence[float | None] = trial.values or [None] * len(summary.objectives)
         searched = [trial.params.get(key) for key in keys]
-        place = relative(trial, home)
-        table.writerow(
-            [rank, trial.number, trial.state, *values, *searched, trial.epochs, trial.seconds, place, trial.cause]
-        )
+        measured = [*(trial.measured.get(n) for n in summary.limited), *([trial.broken] if summary.constraints else [])]
+        known = [rank, trial.number, trial.state, *values, *measured, *searched]
+        table.writerow([*known, trial.epochs, trial.seconds, relative(trial, home), trial.cause])
     write_text(home / LEADERBOARD, buffer.getvalue())
 
 
@@ -73,7 +74,7 @@ def write_best(summary: Summary, home: Path) -> TrialSummary | None:
     elsewhere, too.
 
     Returns:
-        The trial; None: there is none yet.
+        The trial; None: there is none yet, or none that holds the constraints.
 
     Raises:
         RunError: Its configuration cannot be read, or the disk refused; a file of an earlier best is then removed.

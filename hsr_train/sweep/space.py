@@ -61,6 +61,11 @@ class Space:
         """Return the same search without some of what is fixed."""
         return Space(self.dimensions, tuple(f for f in self.fixed if not f.lstrip("+").startswith(prefix)))
 
+    def with_fixed(self, line: str) -> Space:
+        """Return the same search with one override more, in place of what else is typed for its key."""
+        key = line.partition("=")[0]
+        return Space(self.dimensions, (*(f for f in self.fixed if f.lstrip("+").partition("=")[0] != key), line))
+
     def first(self, but: str | None = None, value: str = "") -> list[str]:
         """Return the overrides of one point: the first value of each key, and of one key, if it is named, another."""
         return [*self.fixed, *(f"{d.key}={value if d.key == but else d.values[0]}" for d in self.dimensions)]

@@ -5,8 +5,9 @@ grants to one worker. So `n_trials` is the total by construction: what a race en
 trial of a dead worker goes back to WAITING and keeps its number.
 
 A trial's user attributes: `worker` (who has it, as `run.status` describes a process, with a heartbeat), `overrides`,
-`directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `seconds`, `epochs`, or `error`
-(with a traceback), `cause`, `exit_status`. The study's: `format`, `task`, `objectives`, `space`, `command`.
+`directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `measured` (what has a limit),
+`seconds`, `epochs`, or `error` (with a traceback), `cause`, `exit_status`. The study's: `format`, `task`, `objectives`,
+`constraints`, `space`, `command`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.status import is_alive, read_status
+from hsr_train.sweep.objectives import broken, excess
 from hsr_train.sweep.points import difference, distributions, given_points
-from hsr_train.sweep.pruners import pruner_for
+from hsr_train.sweep.pruners import FeasibleStudy, pruner_for
 from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
 from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
@@ -143,6 +145,10 @@ class Study:
                         self._current = None
                         return False
                     self.note(number, notes)
+                    limits = self.spec.constraints if values is not None else {}
+                    for name, share in excess(limits, notes.get("measured", {})).items():
+                        # What `Trial.set_constraint` does, for which there is no such object; again, it is the same.
+                        self.storage.set_trial_system_attr(self._id(number), f"constraints:{name}", share)
                     self._study(number).tell(number, values, TrialState[state.upper()])
                     self._current = None
                     return True
@@ -169,6 +175,8 @@ class Study:
                     self.storage.set_trial_intermediate_value(self._id(number), epoch, value)
                     trial = self.storage.get_trial(self._id(number))
                 study = self._study(number)
+                if self.spec.constraints:
+                    study = FeasibleStudy(study.study_name, self.storage, study.sampler, study.pruner)
                 if not study.pruner.prune(study, trial):
                     return False
                 self.storage.set_trial_user_attr(self._id(number), "pruned_at", epoch)
@@ -198,8 +206,12 @@ class Study:
             recent.sort(key=lambda t: t.datetime_complete or datetime.max)
             causes = [str(t.user_attrs.get("cause", "")) for t in recent if t.state == TrialState.FAIL]
             study = self._study(0)
-            several = len(self.spec.objectives) > 1
-            best = [] if not states["complete"] else study.best_trials if several else [study.best_trial]
+            complete = [t for t in trials if t.state == TrialState.COMPLETE]
+            best = _best_of(study) if complete else []
+            nearest = None
+            if complete and not best:
+                trial = min(complete, key=_violation)
+                nearest = trial.number, broken(self.spec.constraints, trial.user_attrs["measured"])
             return Standing(
                 n_trials=self.n_trials,
                 states=states,
@@ -207,6 +219,7 @@ class Study:
                 recent_failures=causes,
                 recent=len(recent),
                 best=[(t.number, list(t.values), list(t.user_attrs.get("overrides", []))) for t in best],
+                nearest=nearest,
             )
 
     def show(self, home: Path, *, final: bool = False) -> None:
@@ -332,6 +345,7 @@ class Study:
         mine = {
             "task": self.spec.task,
             "objectives": self.spec.objectives,
+            "constraints": self.spec.constraints,
             "space": {name: json.loads(optuna.distributions.distribution_to_json(d)) for name, d in self.space.items()},
             "fixed": sorted(self.spec.fixed),
         }
@@ -340,7 +354,8 @@ class Study:
             for key, value in (mine | {"command": self.spec.command, "format": FORMAT}).items():
                 study.set_user_attr(key, value)
             return
-        differing = [key for key, value in mine.items() if key in theirs and theirs[key] != value]
+        absent: dict[str, Any] = {"constraints": {}}  # in studies of before there were any
+        differing = [key for key, value in mine.items() if theirs.get(key, absent.get(key, value)) != value]
         directions = [d.name.lower() for d in study.directions]
         if directions != self.spec.directions:
             differing.append("directions")
@@ -389,6 +404,20 @@ class Study:
             self._heart.join()
         if self._storage is not None:
             close_storage(self._storage)
+
+
+def _best_of(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the best trial, or all of the Pareto front; none where none holds the constraints."""
+    if len(study.directions) > 1:
+        return study.best_trials
+    try:
+        return [study.best_trial]
+    except ValueError:
+        return []
+
+
+def _violation(trial: FrozenTrial) -> float:
+    return sum(max(share, 0.0) for share in trial.constraints.values())
 
 
 def _who(trial: FrozenTrial) -> str:

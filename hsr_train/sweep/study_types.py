@@ -47,6 +47,7 @@ class Spec:
         warm_start_best: How many.
         command: What was typed.
         pruning: How trials are given up; None: they report no epochs.
+        constraints: `sweep.constraints`: at most of a cost, at least of a metric.
     """
 
     url: str
@@ -65,6 +66,7 @@ class Spec:
     warm_start_best: int = 3
     command: list[str] = field(default_factory=list)
     pruning: Pruning | None = None
+    constraints: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Standing:
         recent_failures: Causes of the failures since this worker came, in their order.
         recent: How many trials ended since then.
         best: Number, values and overrides of the best trial (of several objectives: of each on the Pareto front).
+        nearest: Where no complete trial holds the constraints: number of the one that breaks them least, and how.
     """
 
     n_trials: int
@@ -101,3 +104,4 @@ class Standing:
     recent_failures: list[str]
     recent: int
     best: list[tuple[int, list[float], list[str]]]
+    nearest: tuple[int, str] | None = None

@@ -18,7 +18,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from hsr_train.sweep.objectives import MAXIMIZE
+from hsr_train.sweep.objectives import MAXIMIZE, broken
 
 FEWEST = 10
 """Complete trials below which an importance says nothing."""
@@ -58,7 +58,8 @@ class TrialSummary:
         seconds: How long it took.
         directory: Where its run is or was.
         error: Text of a failed trial, with its traceback.
-        is_feasible: Whether it holds all constraints.
+        measured: What has a limit, by name.
+        broken: Which constraints it breaks, such as `latency_ms 31.2 > 20`; empty: it holds all, or has no result.
         started: Unix time.
         ended: Unix time.
         worker: Who has or had it.
@@ -74,10 +75,16 @@ class TrialSummary:
     seconds: float | None = None
     directory: Path | None = None
     error: str | None = None
-    is_feasible: bool = True
+    measured: dict[str, float] = field(default_factory=dict)
+    broken: str = ""
     started: float | None = None
     ended: float | None = None
     worker: str = ""
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it holds all constraints."""
+        return not self.broken
 
     @property
     def cause(self) -> str:
@@ -104,6 +111,7 @@ class Summary:
         parameters: What is searched.
         trials: The trials that were begun, by number.
         command: What was typed first.
+        constraints: Limits by name: at most of a cost, at least of a metric.
     """
 
     name: str
@@ -114,6 +122,7 @@ class Summary:
     parameters: list[Parameter]
     trials: list[TrialSummary]
     command: list[str] = field(default_factory=list)
+    constraints: dict[str, float] = field(default_factory=dict)
 
     def of_state(self, *states: str) -> list[TrialSummary]:
         """Return the trials in some states."""
@@ -150,6 +159,11 @@ class Summary:
         return sorted(found, key=lambda t: (sign * (t.values or [math.nan])[0], t.number))
 
     @property
+    def limited(self) -> list[str]:
+        """What has a limit and is no objective."""
+        return [name for name in self.constraints if name not in self.objectives]
+
+    @property
     def short(self) -> dict[str, str]:
         """A short name for each searched key: its last word, where no other one ends with it."""
         counts = Counter(p.name.rpartition(".")[2] for p in self.parameters)
@@ -177,8 +191,9 @@ def summarize(study: optuna.Study, trials: list[FrozenTrial], n_trials: int, hom
         directions=[d.name.lower() for d in study.directions],
         n_trials=n_trials,
         parameters=[_parameter(name, d) for name, d in distributions.items()],
-        trials=[_trial(t, home) for t in begun],
+        trials=[_trial(t, home, signed.get("constraints") or {}) for t in begun],
         command=list(signed.get("command", [])),
+        constraints=dict(signed.get("constraints") or {}),
     )
 
 
@@ -217,8 +232,9 @@ def _parameter(name: str, distribution: Any) -> Parameter:
     return Parameter(name, is_log=distribution.log)
 
 
-def _trial(trial: FrozenTrial, home: Path) -> TrialSummary:
+def _trial(trial: FrozenTrial, home: Path, constraints: dict[str, float]) -> TrialSummary:
     notes, worker = trial.user_attrs, trial.user_attrs.get("worker")
+    is_judged = bool(trial.constraints) and trial.state == TrialState.COMPLETE  # not: killed before it was told
     here = home / "trials" / str(trial.number)  # first: the folder may have been moved since
     known = Path(notes["directory"]) if "directory" in notes else None
     overrides = [str(word) for word in notes.get("overrides", [])]
@@ -234,7 +250,8 @@ def _trial(trial: FrozenTrial, home: Path) -> TrialSummary:
         seconds=notes.get("seconds"),
         directory=here if here.exists() else known,
         error=notes.get("error"),
-        is_feasible=all(c <= 0 for c in trial.constraints.values()),
+        measured=dict(notes.get("measured", {})),
+        broken=broken(constraints, notes["measured"]) if is_judged else "",
         started=trial.datetime_start.timestamp() if trial.datetime_start else None,
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
         worker=f"{worker.get('host')} {worker.get('pid')}" if worker else "",

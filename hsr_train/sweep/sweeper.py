@@ -13,10 +13,11 @@ from hydra.plugins.sweeper import Sweeper
 
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, InputError, Problem
+from hsr_train.hardware import detect
 from hsr_train.run.log import success
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
 from hsr_train.sweep.local import in_parallel
-from hsr_train.sweep.objectives import chosen
+from hsr_train.sweep.objectives import LATENCY, LIMITED, MEASURE, chosen, limits, not_measurable
 from hsr_train.sweep.pruning import chosen_pruning
 from hsr_train.sweep.space import Space, left_out, read_space
 from hsr_train.sweep.study_types import Spec, Standing
@@ -30,7 +31,16 @@ log = logging.getLogger(__name__)
 N_TRIALS = 20
 """Of a search whose number of trials nobody typed."""
 ENDS = {"complete": "complete", "pruned": "pruned", "fail": "failed"}
-NO_MATTER = ("sweep.", "hydra.", "tensorboard.", "output_dir", "data.cache_dir", "train.workers", "train.device")
+NO_MATTER = (
+    "sweep.",
+    "hydra.",
+    "tensorboard.",
+    "output_dir",
+    "data.cache_dir",
+    "train.workers",
+    "train.device",
+    MEASURE,
+)
 """Typed keys that make no other study: they change how its trials run, and not what comes out."""
 
 
@@ -58,6 +68,11 @@ class HsrSweeper(Sweeper):
         space = space.without("sweep.")  # a trial's own record says nothing of the search
         settings = first.sweep
         objectives, directions, problems = chosen(first)
+        constraints, wrong = limits(first)
+        goals = list(dict.fromkeys([*objectives, *constraints]))
+        problems += wrong + not_measurable(first, goals, detect())
+        if LATENCY in goals and MEASURE not in [d.key for d in space.dimensions]:
+            space = space.with_fixed(f"{MEASURE}=true")
         sampler = _sampler(space, settings)
         problems += _problems(space, first, sampler) + warm_start_problems(settings, sampler) + same_thing(space)
         decisions = Decisions()
@@ -70,7 +85,7 @@ class HsrSweeper(Sweeper):
                 checked[tuple(point)] = self.job.compose(point)
             except InputError as error:
                 problems += [p for p in error.problems if p not in problems]
-        problems += [] if problems else without_effect(space, checked, objectives)
+        problems += [] if problems else without_effect(space, checked, goals)
         if problems:
             raise InputError(problems)
         for key in left_out(arguments, self.params):
@@ -79,6 +94,10 @@ class HsrSweeper(Sweeper):
             for experiment in checked.values():
                 self.job.run(experiment)
             return
+        if constraints and sampler not in LIMITED:
+            log.info(
+                "sweep.sampler=%s does not look at sweep.constraints: what breaks one is only not the best", sampler
+            )
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
         home, name = _place(first, space, typed)
         spec = Spec(
@@ -98,6 +117,7 @@ class HsrSweeper(Sweeper):
             warm_start_best=settings.warm_start_best,
             command=[_without_password(word) for word in sys.argv],
             pruning=pruning,
+            constraints=constraints,
         )
         _make(home)
         log.info("Sweep of %d trials: %s", n_trials, home)
@@ -182,8 +202,10 @@ def _place(experiment: Any, space: Space, typed: bool) -> tuple[Path, str]:
     settings = experiment.sweep
     chosen = [line.partition("=")[2] for line in space.fixed if line.startswith("sweep=")]
     words = chosen or [d.key.rpartition(".")[2] for d in space.dimensions]
-    text = "\n".join([experiment.task, *(d.line for d in space.dimensions), *_fixed(space), str(settings.objective)])
+    goals = [str(settings.objective), *([str(sorted(settings.constraints.items()))] if settings.constraints else [])]
+    text = "\n".join([experiment.task, *(d.line for d in space.dimensions), *_fixed(space), *goals])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    typed = typed or any(key.startswith("sweep.constraints") for key in experiment.origin.typed)
     is_as_written = chosen and not typed and all(line.startswith(("sweep=", "task=")) for line in _fixed(space))
     default = re.sub(r"[^\w.+-]+", "_", "_".join(words))[:80] + ("" if is_as_written else f"_{digest}")
     output_dir = Path(experiment.output_dir).expanduser().absolute()
@@ -209,6 +231,11 @@ def _conclude(standing: Standing, spec: Spec, home: Path) -> None:
     for number, values, overrides in standing.best:
         named = ", ".join(f"{n} {v:.4g}" for n, v in zip(spec.objectives, values, strict=True))
         log.info("Best: trial %d, %s, with %s", number, named, " ".join(overrides))
+    if standing.nearest is not None:
+        text = (
+            "No trial holds sweep.constraints, and so there is no best.yaml. The nearest is trial %d, which breaks %s"
+        )
+        log.warning(text, *standing.nearest)
     counts = ", ".join(f"{standing.states[state]} {name}" for state, name in ENDS.items())
     log.info("Trials: %s", counts)
     if running or waiting:

@@ -12,11 +12,12 @@ from typing import Any
 from hsr_train.config.refusals import sets
 from hsr_train.config.saved import plain
 from hsr_train.errors import Problem
-from hsr_train.sweep.objectives import COSTS
+from hsr_train.sweep.objectives import MEASURE, MEMORY, TIME
 from hsr_train.sweep.space import Dimension, Space
 
-_NO_RESULT = ("tensorboard.", "export.", "output_dir", "data.cache_dir", "train.save_period")
-_TIME_ONLY = ("train.workers", "train.cache", "train.val_batch")
+_NO_RESULT = ("tensorboard.", "export.", "output_dir", "data.cache_dir", "train.save_period", MEASURE)
+_COSTS_ONLY = {"train.workers": {TIME}, "train.cache": {TIME}, "train.val_batch": {TIME, MEMORY}}
+"""Keys that change no metric, and which costs they change."""
 _LABELS = ("preset", "gpu_tier", "output_dir", "sweep")
 
 
@@ -28,19 +29,19 @@ def same_thing(space: Space) -> list[Problem]:
     return [p for one, other in permutations(space.dimensions, 2) if (p := _overlap(one, other)) is not None]
 
 
-def without_effect(space: Space, checked: Mapping[tuple[str, ...], Any], objectives: list[str]) -> list[Problem]:
-    """Return a problem for each searched key that changes nothing that is searched for.
+def without_effect(space: Space, checked: Mapping[tuple[str, ...], Any], goals: list[str]) -> list[Problem]:
+    """Return a problem for each searched key that changes nothing that is searched for or limited.
 
     Args:
         space: What is searched.
         checked: Experiments by their overrides, those of `Space.ends` among them.
-        objectives: What is searched for.
+        goals: What is searched for, and what is limited.
     """
     problems = []
-    unread = _NO_RESULT if set(objectives) & set(COSTS) else _NO_RESULT + _TIME_ONLY
+    unread = (*_NO_RESULT, *(key for key, costs in _COSTS_ONLY.items() if not costs & set(goals)))
     for dimension in space.dimensions:
         if dimension.key.startswith(unread):
-            allowed = f"has no effect on {', '.join(objectives)}"
+            allowed = f"has no effect on {', '.join(goals)}"
             problems.append(Problem(dimension.key, dimension.text, allowed, f"{dimension.key}=VALUE, or leave it out"))
             continue
         runs: dict[str, dict[str, Any]] = {}

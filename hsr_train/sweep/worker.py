@@ -24,7 +24,7 @@ from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError, Ru
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
-from hsr_train.sweep.objectives import values_of
+from hsr_train.sweep.objectives import broken, values_of
 from hsr_train.sweep.study_types import Claim, Spec, Standing
 from hsr_train.sweep.watch import Watch
 
@@ -106,13 +106,17 @@ class Worker:
         self.study.note(number, {"directory": str(place)})
         try:
             record = self._record(claim, place)
-            values = values_of(self.spec.objectives, record)
+            values, limits = values_of(self.spec.objectives, record), self.spec.constraints
+            measured = dict(zip(limits, values_of([*limits], record), strict=True))
             notes = {
                 "metrics": record.get("metrics") or {},
+                "measured": measured,
                 "seconds": round(60 * float(record.get("training_time_minutes") or 0), 3),
                 "epochs": record.get("epochs_completed"),
             }
             state, text = "complete", _named(self.spec.objectives, values)
+            if over := broken(limits, measured):
+                text += f"; it breaks {over}"
         except PrunedError as end:
             values, state, text = None, "pruned", str(end)
             notes = {"seconds": round(time.monotonic() - began, 3)} | _cut_short(place)
@@ -166,7 +170,7 @@ class Worker:
         if experiment.is_cross_validation:  # it finds its own folds again
             experiment.output_dir = str(place)
             result = self.job.run(experiment, self._watch(claim.number, "fold"))
-            return {"metrics": dict(result.metrics)}
+            return {"metrics": dict(result.metrics), **result.extra.get("costs", {})}
         _clear(place)
         experiment.origin.run_dir = str(place)
         result = self.job.run(experiment, self._watch(claim.number))

@@ -66,6 +66,7 @@ class ClassifyTrainConfig:
     compile: bool = knob(False, "torch.compile the network.")
     seed: int = knob(0, "Seed of every random draw in training.", ge=0)
     deterministic: bool = knob(True, "Use deterministic kernels: a repeated run is the same.")
+    measure_latency: bool = knob(False, "At the end, measure how long best.pt takes for one image: latency_ms.")
     device: Any = knob("auto", "auto, cpu, a GPU number, cuda:N, or a list of numbers.")
 
 

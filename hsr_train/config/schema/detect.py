@@ -59,6 +59,7 @@ class TrainConfig:
     time_budget: str | None = knob(None, "Be done in this time: 90s, 45min, 2h; decides the epochs, as they go.")
     finish_by: str | None = knob(None, "Be done at this time of day, such as 14:30 (in quotes in a YAML file).")
     save_period: int = knob(5, "Keep weights/epoch<N>.pt every so many epochs; 0 keeps none.", ge=0)
+    measure_latency: bool = knob(False, "At the end, measure how long best.pt takes for one image: latency_ms.")
 
 
 @dataclass

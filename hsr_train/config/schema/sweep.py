@@ -27,6 +27,9 @@ class SweepConfig:
     jobs: int = knob(1, "Workers on this machine; each gets a GPU of its own, or a share of the cores.", ge=1)
     objective: Any = knob(None, "What is searched for, or a list of several; default: the task's validation metric.")
     direction: Any = knob(None, "maximize or minimize, or a list; default: what suits the objective.")
+    constraints: Any = knob(
+        None, "Limits, such as {peak_vram_gb: 8, recall: 0.6}: at most of costs, at least of metrics; null: none."
+    )
     sampler: str = knob("auto", "How values are chosen; auto: grid or tpe.", choices=SAMPLERS)
     seed: int = knob(42, "Seed of the sampler; a trial's values follow from it, its number and earlier results.", ge=0)
     pruner: str = knob("auto", "What ends a hopeless trial early; auto: median, and none of a grid.", choices=PRUNERS)

@@ -16,6 +16,7 @@ from hsr_train.engines.classification.attempts import Attempts, assist
 from hsr_train.engines.classification.ensemble import evaluate_together
 from hsr_train.engines.classification.evaluate import score
 from hsr_train.engines.classification.export import export_classifier
+from hsr_train.engines.classification.latency import latency_ms
 from hsr_train.engines.classification.network import load_network
 from hsr_train.engines.classification.policy import load_accelerate, precision
 from hsr_train.engines.classification.predict import predict
@@ -23,6 +24,7 @@ from hsr_train.engines.classification.preparation import decide_device, prepare
 from hsr_train.engines.classification.reports import Evaluation, calibration_picture, confusion_picture, write_reports
 from hsr_train.engines.classification.samples import make_loader
 from hsr_train.engines.classification.training import samples
+from hsr_train.engines.latency import ALL_S
 from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
 from hsr_train.errors import HsrTrainError
@@ -75,6 +77,7 @@ class ClassificationEngine:
         log.info("Evaluating best.pt (epoch %d)", trained.best_epoch)
         best = run.weights / "best.pt"
         found = {split: self._report(plan, context, best, split) for split in plan.inputs.dataset.splits}
+        latency = self._latency(plan, context, best)
         exports, failure = self._try_export(plan, context, best, run.weights)
         return Result(
             run_dir=run.path,
@@ -84,6 +87,7 @@ class ClassificationEngine:
             best_model_path="weights/best.pt",
             last_model_path="weights/last.pt",
             exports=exports,
+            latency_ms=latency,
             failure=failure,
             extra={
                 "classes": plan.inputs.classes,
@@ -100,7 +104,7 @@ class ClassificationEngine:
         export = partial(self._try_export, plan, context, context.run.weights / "last.pt")
         return Ending(
             evaluated=sum(len(split.images) for split in splits.values()) / len(splits["val"].images),
-            fixed_s=PICTURES_S * len(splits),
+            fixed_s=PICTURES_S * len(splits) + (ALL_S if plan.experiment.train.measure_latency else 0.0),
             rest_s=EXPORT_S * len(formats),
             rehearse=partial(rehearse, export) if formats else None,
         )
@@ -185,6 +189,16 @@ class ClassificationEngine:
             "%s: accuracy %.4f, macro F1 %.4f, calibration error %.4f (%d images)",
             split, found.accuracy, found.macro_f1, found.calibration.error, len(found.images),
         )  # fmt: skip
+        return found
+
+    def _latency(self, plan: Plan, context: RunContext, file: Path) -> float | None:
+        """Return the milliseconds that weights take for one image; None if nobody asked."""
+        experiment, inputs, imgsz = plan.experiment, plan.inputs, context.recovery.initial("train.imgsz")
+        assert isinstance(experiment, ClassifyExperiment)
+        if not experiment.train.measure_latency:
+            return None
+        found = persevere(lambda: latency_ms(file, inputs, experiment.augmentation, imgsz), context.recovery)
+        log.info("Latency: %.2f ms for one image of %d px (%s)", found, imgsz, inputs.device)
         return found
 
     def _try_export(

@@ -17,12 +17,14 @@ from hsr_train.engines.detection.attempts import Attempts, assist
 from hsr_train.engines.detection.averaging import recalibrated, serialized
 from hsr_train.engines.detection.evaluate import Evaluation, evaluate
 from hsr_train.engines.detection.export import ExportError, export_model
+from hsr_train.engines.detection.latency import latency_ms
 from hsr_train.engines.detection.monitor import Monitor
 from hsr_train.engines.detection.options import passed_through
 from hsr_train.engines.detection.predict import predict
 from hsr_train.engines.detection.preparation import prepare
 from hsr_train.engines.detection.synthetic import write_composed_set, write_preview
 from hsr_train.engines.devices import own_device
+from hsr_train.engines.latency import ALL_S
 from hsr_train.engines.memory import persevere, rehearse
 from hsr_train.engines.states import newest_state, weights_digest
 from hsr_train.hardware import Machine, pin_cuda_order
@@ -76,6 +78,7 @@ class DetectionEngine:
         plot_curves(trained.monitor.results, run.plots / "results.png")
         trained.monitor.pictures(run.plots, "val_batch*.jpg", "val_samples", trained.epochs)
         trained.monitor.pictures(run.plots, "*.png", "plots", trained.epochs)
+        latency = self._latency(plan, context)
         exports, failure = self._try_export(plan, context, run.weights / "best.pt", run.weights)
         return Result(
             run_dir=run.path,
@@ -85,6 +88,7 @@ class DetectionEngine:
             best_model_path="weights/best.pt",
             last_model_path="weights/last.pt",
             exports=exports,
+            latency_ms=latency,
             failure=failure,
             extra={
                 "per_class": best.per_class,
@@ -103,7 +107,7 @@ class DetectionEngine:
         formats = plan.experiment.export.formats
         return Ending(
             evaluated=sum(images) / images[0],
-            fixed_s=PICTURES_S * len(images),
+            fixed_s=PICTURES_S * len(images) + (ALL_S if plan.experiment.train.measure_latency else 0.0),
             rest_s=EXPORT_S * len(formats),
             rehearse=partial(rehearse, partial(self._try_export, plan, context, context.run.weights / "last.pt"))
             if formats
@@ -236,6 +240,27 @@ class DetectionEngine:
         )
         for line in found.table():
             log.info("%s", line)
+        return found
+
+    def _latency(self, plan: Plan, context: RunContext) -> float | None:
+        """Return the milliseconds that best.pt takes for one image; None if nobody asked."""
+        experiment, inputs, imgsz = plan.experiment, plan.inputs, context.recovery.initial("train.imgsz")
+        assert isinstance(experiment, DetectExperiment)
+        if not experiment.train.measure_latency:
+            return None
+        found = persevere(
+            lambda: latency_ms(
+                context.run.weights / "best.pt",
+                inputs.dataset.splits["val"].images,
+                config=experiment.predict,
+                imgsz=imgsz,
+                device=inputs.device,
+                output_dir=context.run.path,
+                options=passed_through(experiment),
+            ),
+            context.recovery,
+        )
+        log.info("Latency: %.2f ms for one image of %d px, network and boxes (%s)", found, imgsz, inputs.device)
         return found
 
     def _evaluate(self, plan: Plan, context: RunContext, model: Path, split: str, output_dir: Path) -> Evaluation:

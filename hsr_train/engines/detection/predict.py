@@ -99,26 +99,7 @@ def predict(
         RunError: The disk refused.
     """
     sources = find_sources(source, output_dir)
-    network = load_model(model)
-    network.task = "detect"
-    chosen = {key: value for key, value in (options or {}).items() if key in _PREDICT_OPTIONS}
-    arguments = {
-        **chosen,
-        "task": "detect",
-        "mode": "predict",
-        "imgsz": imgsz,
-        "conf": config.conf,
-        "iou": config.iou,
-        "max_det": config.max_det,
-        "device": device.removeprefix("cuda:"),
-        "rect": True,
-        "save": False,
-        "save_dir": str(output_dir),
-        "verbose": False,
-    }
-    predictor = DetectionPredictor(overrides=arguments)
-    predictor.setup_model(network, verbose=False)
-    predictor(np.zeros((imgsz, imgsz, 3), np.uint8))[0].plot()  # so that what is imported late counts for no picture
+    predictor = make_predictor(model, config=config, imgsz=imgsz, device=device, output_dir=output_dir, options=options)
     try:
         prediction = _Run(predictor, sources, output_dir).execute()
     except OSError as error:
@@ -136,6 +117,44 @@ def predict(
             )
         )
     return prediction
+
+
+def make_predictor(
+    model: Path,
+    *,
+    config: PredictConfig,
+    imgsz: int,
+    device: str,
+    output_dir: Path,
+    options: dict[str, Any] | None = None,
+    rect: bool = True,
+) -> Any:
+    """Return ultralytics' predictor, which has predicted once; arguments as of `predict`.
+
+    Args:
+        rect: Pad a picture to its own shape instead of to a square.
+    """
+    network = load_model(model)
+    network.task = "detect"
+    chosen = {key: value for key, value in (options or {}).items() if key in _PREDICT_OPTIONS}
+    arguments = {
+        **chosen,
+        "task": "detect",
+        "mode": "predict",
+        "imgsz": imgsz,
+        "conf": config.conf,
+        "iou": config.iou,
+        "max_det": config.max_det,
+        "device": device.removeprefix("cuda:"),
+        "rect": rect,
+        "save": False,
+        "save_dir": str(output_dir),
+        "verbose": False,
+    }
+    predictor = DetectionPredictor(overrides=arguments)
+    predictor.setup_model(network, verbose=False)
+    predictor(np.zeros((imgsz, imgsz, 3), np.uint8))[0].plot()  # so that what is imported late counts for no picture
+    return predictor
 
 
 class _Run:
@@ -169,7 +188,7 @@ class _Run:
 
     def _image(self, item: Item) -> None:
         start = time.perf_counter()
-        picture = _read(item.path)
+        picture = read_picture(item.path)
         self._seconds["read"] += time.perf_counter() - start
         if isinstance(picture, str):
             self._give_up(item, picture)
@@ -263,7 +282,7 @@ class _Run:
         self._prediction.unreadable.append(f"{item.name}: {why}")
 
 
-def _read(path: Path) -> Picture | str:
+def read_picture(path: Path) -> Picture | str:
     """Return an image as training reads it, or why there is none."""
     try:
         raw = path.read_bytes()
