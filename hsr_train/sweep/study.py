@@ -2,7 +2,9 @@
 
 The n trials wait in the storage from the start, and the only way to one is from WAITING to RUNNING, which a storage
 grants to one worker. So `n_trials` is the total by construction: what a race enqueued beyond it is never claimed. A
-trial of a dead worker goes back to WAITING and keeps its number.
+trial of a dead worker goes back to WAITING and keeps its number (`takeover`).
+
+What comes after a search is a study, too, with trials that are given (`stages`).
 
 A trial's user attributes: `worker` (who has it, as `run.status` describes a process, with a heartbeat), `overrides`,
 `directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `seconds`, `epochs`, or `error`
@@ -29,11 +31,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.sweep.points import difference, distributions, given_points
+from hsr_train.sweep.progress import closing
 from hsr_train.sweep.pruners import pruner_for
 from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
+from hsr_train.sweep.stages import SIGNED, Planned, distinct, planned, with_stages
 from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
-from hsr_train.sweep.study_types import Claim, Spec, Standing
+from hsr_train.sweep.study_types import Claim, Spec, Stage, Standing
 from hsr_train.sweep.summary import Summary, summarize
 from hsr_train.sweep.takeover import Hands
 from hsr_train.sweep.watch import Report
@@ -58,6 +62,7 @@ class Study:
         self._heart: threading.Thread | None = None
         self._storage: optuna.storages.BaseStorage | None = None
         self._reporter: Reporter | None = None
+        self._planned: list[Planned] = []
 
     def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
         """Find the study or make it, and see to it that its trials wait.
@@ -71,7 +76,7 @@ class Study:
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.spec = spec
-        self.space = distributions(spec.lines)
+        self.space = distributions(spec.lines) if spec.lines else {}
         self.points = given_points(spec, self.space)
         self.n_trials = spec.n_trials or len(self.points)
         if spec.sampler == "grid":
@@ -87,14 +92,10 @@ class Study:
                 study, is_new = optuna.load_study(study_name=spec.name, storage=self.storage), False
             self.study_id = self.storage.get_study_id_from_name(spec.name)
             self.hands = Hands(self.storage, self.study_id, worker)
-            if not is_new:
-                self._let_its_maker_finish(study)
-            self._require_same(study)
-            missing = self.n_trials - len(self._trials())
-            for _ in range(missing):
-                if not is_new and len(self._trials()) >= self.n_trials:  # another one adds them, too
-                    break
-                study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+            if spec.stage is None:
+                self._add_missing(study, is_new)
+            else:
+                self._add_planned(study, spec.stage)
             self._before = {t.number for t in self._trials() if t.state.is_finished()}
         self._heart = threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True)
         self._heart.start()
@@ -215,10 +216,41 @@ class Study:
             self._reporter = Reporter(home, lambda: self._summary(home))
         self._reporter.write(final=final)
 
+    def closing(self, home: Path) -> list[str]:
+        """Return what is to be said at the end of what came after the search; nothing if there is nothing."""
+        return closing(self._summary(home)[1])
+
     def _summary(self, home: Path) -> tuple[optuna.Study, Summary]:
+        """Return the search and what came after it, whichever of them this study is."""
+        stage = self.spec.stage
+        name, n_trials = (self.spec.name, self.n_trials) if stage is None else (stage.search, stage.n_trials)
         with self._told(), self._lock:
-            study = self._study(0)
-            return study, summarize(study, self._trials(), self.n_trials, home)
+            study = optuna.load_study(study_name=name, storage=self.storage)
+            trials = [t for t in study.get_trials(deepcopy=False) if t.number < n_trials]
+            summary = summarize(study, sorted(trials, key=lambda t: t.number), n_trials, home)
+            return study, with_stages(summary, self.storage, home, stage, self._planned)
+
+    def _add_missing(self, study: optuna.Study, is_new: bool) -> None:
+        """Let a search have its total."""
+        if not is_new:
+            self._let_its_maker_finish(study)
+        self._require_same(study)
+        missing = self.n_trials - len(self._trials())
+        for _ in range(missing):
+            if not is_new and len(self._trials()) >= self.n_trials:  # another one adds them, too
+                break
+            study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+
+    def _add_planned(self, study: optuna.Study, stage: Stage) -> None:
+        """Let a stage have the runs that it is asked for; whoever adds them at the same time does no harm."""
+        self._require_same(study)
+        self._planned = planned(stage, self._summary(stage.home)[1])
+        self.n_trials = len(self._planned)
+        there = {tuple(t.user_attrs["overrides"]) for t in self._trials()}
+        for run in self._planned:
+            if run.overrides not in there:
+                notes = {"overrides": list(run.overrides), "of": run.of}
+                study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=notes))
 
     def _let_its_maker_finish(self, study: optuna.Study) -> None:
         """Wait while somebody else makes this study: two who add its trials at once would add too many."""
@@ -233,6 +265,8 @@ class Study:
 
     def _trials(self) -> list[FrozenTrial]:
         trials = self.storage.get_all_trials(self.study_id, deepcopy=False)
+        if self.spec.stage is not None:
+            return distinct(trials, self._planned)
         return sorted((t for t in trials if t.number < self.n_trials), key=lambda t: t.number)
 
     def _id(self, number: int) -> int:
@@ -277,7 +311,7 @@ class Study:
             "objectives": self.spec.objectives,
             "space": {name: json.loads(optuna.distributions.distribution_to_json(d)) for name, d in self.space.items()},
             "fixed": sorted(self.spec.fixed),
-        }
+        } | ({} if self.spec.stage is None else {SIGNED: self.spec.stage.kind})
         theirs = study.user_attrs
         if "format" not in theirs and not study.get_trials(deepcopy=False):  # or its maker was killed
             for key, value in (mine | {"command": self.spec.command, "format": FORMAT}).items():
