@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -22,11 +23,14 @@ from test_sweep import LR, WORDS, Sweep, ended, until
 
 from hsr_train.cli import main
 from hsr_train.config.compose import compose
+from hsr_train.config.schema.sweep import SweepConfig
 from hsr_train.engines.registry import ENGINES
+from hsr_train.sweep.after import after_problems, first_words
 from hsr_train.sweep.previous import best_points
 from hsr_train.sweep.progress import closing, line
 from hsr_train.sweep.report import write_report
 from hsr_train.sweep.results import best_comments, write_leaderboard
+from hsr_train.sweep.space import Dimension, Space
 from hsr_train.sweep.stages import distinct, planned, searches
 from hsr_train.sweep.study import Study
 from hsr_train.sweep.study_types import BEST, SEEDS, Spec, Stage
@@ -64,13 +68,11 @@ class Commands:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """A grid; then its best two with two other seeds each and the winner retrained; that again; then a third seed."""
+    """A grid, its best two with two other seeds each, and the winner retrained; then the same with a third seed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENGINES, "detect", "sweep_engine:SweepEngine")
         patch.setenv("SWEEP_LUCK", LUCK)
         commands = Commands(tmp_path_factory.mktemp("after"))
-        commands.type()
-        commands.type(*AFTER)
         commands.type(*AFTER)
         commands.type("sweep.seeds=3", *AFTER[1:])
         yield commands
@@ -80,13 +82,11 @@ def config(run: Path) -> Any:
     return yaml.safe_load((run / "config.yaml").read_text())
 
 
-def test_a_finished_sweep_gets_its_repeats_and_its_full_length_and_no_trial_again(done: Commands) -> None:
-    search, after, again, more = done.runs
-    assert set(search) == {"trials/0", "trials/1", "trials/2"}
-    assert after.keys() - search.keys() == {*(f"repeats/{n}" for n in range(4)), "retrained/0"}
-    assert again == after
-    assert more.keys() - again.keys() == {"repeats/4", "repeats/5"}
-    assert {name: more[name] for name in again} == again
+def test_a_finished_sweep_gets_what_is_missing_and_no_run_again(done: Commands) -> None:
+    first, more = done.runs
+    assert set(first) == {*(f"trials/{n}" for n in range(3)), *(f"repeats/{n}" for n in range(4)), "retrained/0"}
+    assert more.keys() - first.keys() == {"repeats/4", "repeats/5"}
+    assert {name: more[name] for name in first} == first
 
 
 def test_the_best_trials_are_repeated_with_seeds_that_the_search_had_not(done: Commands) -> None:
@@ -109,7 +109,7 @@ def test_the_winner_is_the_one_with_the_best_mean_and_not_the_lucky_one(done: Co
     assert float(rows[0]["mAP50-95 mean"]) == pytest.approx(0.88 + 0.008)
     assert float(rows[0]["mAP50-95 sd"]) == pytest.approx(stdev([0.004, 0.008, 0.012]))
     assert rows[2]["mAP50-95 mean"] == rows[2]["mAP50-95 sd"] == ""
-    two, three = done.said[1], done.said[3]
+    two, three = done.said
     assert "Best of the search: trial 2, mAP50-95 0.9101, with optimizer.lr0=0.005" in two
     assert (
         "Best over 2 seeds: trial 0, mAP50-95 0.886 ± 0.0028 (its search value: 0.88), with optimizer.lr0=0.001" in two
@@ -121,7 +121,7 @@ def test_the_winner_is_trained_at_full_length_with_the_seed_of_the_search(done: 
     trained = config(done.home / "retrained" / "0")
     assert (trained["optimizer"]["lr0"], trained["train"]["seed"], trained["train"]["epochs"]) == (0.001, 0, 4)
     place = done.home / "retrained" / "0"
-    for said in done.said[1:]:
+    for said in done.said:
         assert f"Retrained at full length: trial 0, mAP50-95 0.88 after 4 epochs: {place}" in said
 
 
@@ -137,10 +137,11 @@ def test_best_is_the_winners_configuration_and_says_what_it_came_to(done: Comman
 
 
 def test_lines_name_the_stage(done: Commands) -> None:
-    assert "After the search, 4 repeats of its best trials with train.seed 1, 2" in done.said[1]
-    assert "Repeat 3 of 4: optimizer.lr0=0.001 train.seed=2" in done.said[1]
-    assert "4 of 4 repeats done; best: trial 0, mAP50-95 0.886 ± 0.0028 over 2 seeds" in done.said[1]
-    assert "1 of 1 runs at full length done" in done.said[1] and "Repeats: 6 complete" in done.said[3]
+    two, three = done.said
+    assert "After the search, 4 repeats of its best trials with train.seed 1, 2" in two
+    assert "Repeat 3 of 4: optimizer.lr0=0.001 train.seed=2" in two
+    assert "4 of 4 repeats done; best: trial 0, mAP50-95 0.886 ± 0.0028 over 2 seeds" in two
+    assert "1 of 1 runs at full length done" in two and "Repeats: 6 complete" in three
 
 
 def test_the_stages_are_studies_beside_the_search(done: Commands) -> None:
@@ -243,7 +244,7 @@ def test_time_left_is_that_of_the_stage() -> None:
     repeats = [replace(trial(0, 0.5, of=0), started=100.0, ended=160.0), trial(1, of=0, seed=2, state="running")]
     found = replace(summary([trial(0, 0.9)], repeats), phase=Phase(SEEDS, 4, repeats))
     text = line(found, 200.0)
-    assert text == ("1 of 4 repeats done; best: trial 0, mAP50-95 0.5 over 1 seed; about 3 min left with 1 worker")
+    assert text == ("1 of 4 repeats done; best: trial 0, mAP50-95 0.5 over 1 seed; about 3 min 0 s left with 1 worker")
 
 
 def test_a_report_with_many_goals_and_a_failed_repeat_is_drawn(tmp_path: Path) -> None:
@@ -297,23 +298,55 @@ def test_two_who_add_the_same_repeats_at_once_run_each_once(tmp_path: Path, monk
 # ---- refused
 
 
-SEEDED = "optimizer.lr0=1e-3,1e-2"
+def problems(searched: str, typed: set[str], *lengths: tuple[int, int | None], **settings: Any) -> list[str]:
+    """Return what is said of a search of one key whose points have these epochs and `train.max_steps`."""
+    experiments = [
+        SimpleNamespace(task="detect", train=SimpleNamespace(epochs=epochs, max_steps=steps, seed=0))
+        for epochs, steps in lengths
+    ]
+    space = Space((Dimension(searched, "1,2", ("1", "2"), True),), ())
+    return [str(p) for p in after_problems(SweepConfig(**settings), space, typed, experiments)]
+
+
 REFUSED = [
-    (["train.seed=1,2", "sweep.seeds=3"], "sweep.seeds: 3: does not go with a search of train.seed"),
-    ([SEEDED, "sweep.top_k=2"], "-> sweep.seeds=3 sweep.top_k=2"),
-    ([SEEDED, "sweep.retrain_epochs=9"], "-> sweep.retrain_best=true sweep.retrain_epochs=9"),
-    ([SEEDED, "sweep.retrain_best=true"], "would be the trial's own run again, which has train.epochs=2"),
-    ([SEEDED, "sweep.retrain_best=true", "sweep.retrain_epochs=2"], "-> sweep.retrain_epochs=6, or leave"),
-    (["train.epochs=3,4", "sweep.retrain_best=true", "sweep.retrain_epochs=4"], "-> sweep.retrain_epochs=12"),
-    ([SEEDED, "mode=check", "sweep.retrain_best=true", "sweep.retrain_epochs=1", "train.swa=true"], "train.swa"),
-]  # fmt: skip
+    (problems("train.seed", set(), (9, None), seeds=3), "sweep.seeds: 3: does not go with a search of train.seed"),
+    (problems("train.batch", {"sweep.top_k"}, (9, None), top_k=2), "-> sweep.seeds=3 sweep.top_k=2"),
+    (problems("train.batch", set(), (9, None), retrain_epochs=4), "-> sweep.retrain_best=true sweep.retrain_epochs=4"),
+    (
+        problems("train.batch", set(), (9, None), retrain_best=True),
+        "sweep.retrain_best: true: would be the trial's own",
+    ),
+    (
+        problems("train.epochs", set(), (4, None), (9, None), retrain_best=True, retrain_epochs=9),
+        "-> sweep.retrain_epochs=27, or leave sweep.retrain_best out",
+    ),
+]
 
 
-@pytest.mark.parametrize(("words", "message"), REFUSED, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
-def test_refused_before_any_trial(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    base = [word for word in WORDS if word.partition("=")[0] not in {w.partition("=")[0] for w in words}]
-    assert main(["-m", *base, *words]) == 2
-    assert message in capsys.readouterr().err and not Path("outputs").exists()
+@pytest.mark.parametrize(("found", "message"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+def test_refused_with_what_to_type(found: list[str], message: str) -> None:
+    assert len(found) == 1 and message in found[0]
+
+
+def test_what_cuts_trials_short_or_is_typed_makes_a_full_length() -> None:
+    words = ({"retrain_best": True}, (9, 60)), ({"retrain_best": True, "retrain_epochs": 10}, (9, None))
+    for settings, length in words:
+        assert problems("train.batch", set(), length, seeds=1, **settings) == []
+    steps = [SimpleNamespace(train=SimpleNamespace(epochs=9, max_steps=60, seed=4))]
+    settings = SweepConfig(seeds=2, retrain_best=True)
+    assert first_words(settings, steps) == [("train.seed=5",), ("train.max_steps=null",)]
+
+
+def test_noise_of_private_training_follows_from_no_known_seed() -> None:
+    private = SimpleNamespace(task="classify", trainer=SimpleNamespace(name="dp"))
+    (found,) = after_problems(SweepConfig(seeds=2), Space((), ()), set(), [private])
+    assert "would make the noise of trainer=dp follow from seeds" in str(found)
+
+
+def test_a_full_length_that_cannot_be_is_refused_before_the_night(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS[:1], "train.epochs=20", "train.swa=true", "sweep.retrain_best=true", "sweep.retrain_epochs=1"]
+    assert main(["-m", *words, "optimizer.lr0=1e-3,1e-2", "mode=check"]) == 2
+    assert "train.swa" in capsys.readouterr().err and not Path("outputs").exists()
 
 
 # ---- killed
