@@ -2,9 +2,9 @@
 
 What it guarantees: everything but the engine is real. An epoch ends with its state, a file that is written whole; a run
 that goes on begins after it. `born` is made once, by the run's first start. The metric depends on the learning rate and
-the batch alone, and is best at 0.001 and 16; an epoch is worth less the earlier it is. The latency in ms is the batch.
-What the environment's `SWEEP_FAILS` says of an experiment `e` decides whether it fails; `SWEEP_EPOCH_S` is how long an
-epoch takes.
+the batch alone, and is best at 0.001 and 16; an epoch is worth less the earlier it is; the latency in ms is the batch.
+The environment's `SWEEP_LUCK` says what an experiment `e` has beside that, such as by its seed, `SWEEP_FAILS` whether
+it fails; `SWEEP_EPOCH_S` is how long an epoch takes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class SweepEngine:
         run.state.mkdir(exist_ok=True)
         done: list[int] = json.loads(state.read_text()) if state.is_file() else []
         score = 0.9 - 0.1 * abs(math.log10(e.optimizer.lr0) + 3) - 0.01 * abs(math.log2(e.train.batch / 16))
+        score += float(eval(os.environ.get("SWEEP_LUCK", "0"), {"e": e}))
         if done and len(done) < e.train.epochs:
             context.watch(len(done), of_epoch(score, len(done)))
         for epoch in range(len(done) + 1, e.train.epochs + 1):

@@ -60,6 +60,10 @@ class StudyDoor(Protocol):
         """Write what shows how the study stands."""
         ...
 
+    def closing(self, home: Path) -> list[str]:
+        """Return what is to be said at the end."""
+        ...
+
     def close(self) -> None:
         """Leave it."""
         ...
@@ -112,6 +116,10 @@ class RemoteStudy:
     def show(self, home: Path, *, final: bool = False) -> None:
         """See `study.Study.show`."""
         self._call("show", home, final=final)
+
+    def closing(self, home: Path) -> list[str]:
+        """See `study.Study.closing`."""
+        return cast("list[str]", self._call("closing", home))
 
     def close(self) -> None:
         """End the child; in a process that was forked since, only forget it."""

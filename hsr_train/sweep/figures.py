@@ -55,6 +55,36 @@ def history(summary: Summary) -> Figure | None:
     return figure
 
 
+def over_seeds(summary: Summary) -> Figure | None:
+    """Draw each objective of the repeats, by the trial that they repeat: each seed, and mean and standard deviation."""
+    repeated = {n: r for n, r in summary.repeated.items() if r.mean is not None}
+    if not repeated:
+        return None
+    ranks, chosen = summary.ranks, {t.number: t.values for t in summary.complete}
+    numbers = sorted(repeated, key=lambda n: ranks.get(n, len(ranks) + 1), reverse=True)
+    figure = _figure(8, (0.7 + 0.45 * len(numbers)) * len(summary.objectives))
+    panels = figure.subplots(len(summary.objectives), squeeze=False)[:, 0]
+    for place, (axes, name) in enumerate(zip(panels, summary.objectives, strict=True)):
+        for y, number in enumerate(numbers):
+            r = repeated[number]
+            assert r.mean is not None
+            seeds = [values[place] for _, values in r.results]
+            labels = ("another seed", "mean ± sd", "in the search") if y == 0 else ("", "", "")
+            axes.plot(seeds, [y] * len(seeds), "o", color=GREY, ms=5, label=labels[0])
+            spread = r.sd[place] if r.sd else None
+            axes.errorbar(
+                r.mean[place], y, xerr=spread, fmt="|", color=BLUE, ms=16, mew=2, lw=1.5, capsize=4, label=labels[1]
+            )
+            if value := chosen.get(number):
+                axes.plot(value[place], y, "D", color=ORANGE, ms=6, fillstyle="none", label=labels[2])
+        axes.set_yticks(range(len(numbers)), [f"trial {number}" for number in numbers])
+        axes.set_ylim(-0.6, len(numbers) - 0.4)
+        axes.set_xlabel(name)
+        axes.grid(axis="x", alpha=0.25)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
 def importance(summary: Summary, shares: Mapping[str, float]) -> Figure:
     """Draw how much each key decides whether a trial is among the best."""
     figure = _figure(8, 0.8 + 0.4 * len(shares))

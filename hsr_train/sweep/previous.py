@@ -10,6 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from hsr_train.errors import InputError, Problem
+from hsr_train.sweep.stages import searches
 from hsr_train.sweep.storage import close_storage, open_storage
 from hsr_train.sweep.study_types import Spec
 from hsr_train.sweep.urls import storage_url
@@ -26,7 +27,7 @@ def best_points(spec: Spec) -> list[tuple[int, dict[str, Any]]]:
     folder = Path(str(spec.warm_start)).expanduser().absolute()
     storage = open_storage(storage_url(None, folder))
     try:
-        names = optuna.get_all_study_names(storage)
+        names = searches(optuna.get_all_study_names(storage))
         name = folder.name if folder.name in names else names[0] if len(names) == 1 else None
         if name is None:
             raise _refused(spec, f"has {len(names)} studies, and none of its own name")

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
 from hsr_train.run.log import duration
 from hsr_train.run.status import read_status
 from hsr_train.sweep.results import ordered
+from hsr_train.sweep.study_types import NOUNS
 from hsr_train.sweep.summary import Summary, TrialSummary
 
 RECENT_S = 300.0
 """A worker that had a trial so short a time ago is thought to go on."""
 BEST_SHOWN = 5
+ENDED = ("complete", "pruned", "fail")
 _WIDEST = 18
 
 
 def line(summary: Summary, now: float | None = None) -> str:
-    """Return what is done, the best so far, and the time left."""
-    ended = summary.of_state("complete", "pruned", "fail")
-    parts = [f"{len(ended)} of {summary.n_trials} trials done"]
-    for word, state in (("pruned", "pruned"), ("failed", "fail")):
-        if summary.of_state(state):
-            parts.append(f"{len(summary.of_state(state))} {word}")
+    """Return what is done (of a stage after the search: of that), the best so far, and the time left."""
+    trials, n_trials = _under_way(summary)
+    ended = Counter(t.state for t in trials if t.state in ENDED)
+    noun = "trials" if summary.phase is None else NOUNS[summary.phase.kind]
+    parts = [f"{ended.total()} of {n_trials} {noun} done"]
+    parts += [f"{ended[state]} {word}" for word, state in (("pruned", "pruned"), ("failed", "fail")) if ended[state]]
     infeasible = [t for t in summary.complete if not t.is_feasible]
-    if infeasible:
+    if infeasible and summary.phase is None:
         parts.append(f"{len(infeasible)} broke a constraint")
     if summary.front:
         best = summary.front[0]
         values = zip(summary.objectives, best.values or [], strict=True)
         more = f" (and {len(summary.front) - 1} on the Pareto front)" if len(summary.front) > 1 else ""
-        parts.append(f"best: trial {best.number}, {', '.join(f'{n} {v:.4g}' for n, v in values)}{more}")
+        text = ", ".join(f"{n} {v:.4g}" for n, v in values)
+        repeated = summary.repeated.get(best.number)
+        if repeated is not None and repeated.mean is not None:
+            text = f"{repeated.text(summary.objectives)} over {repeated.over}"
+        parts.append(f"best: trial {best.number}, {text}{more}")
     left_s, workers = left(summary, now)
     if left_s is not None:
         by = "1 worker" if workers == 1 else f"{workers} workers"
@@ -42,13 +49,14 @@ def line(summary: Summary, now: float | None = None) -> str:
 def left(summary: Summary, now: float | None = None) -> tuple[float | None, int]:
     """Return the seconds until the sweep is done, from the mean of its trials so far, and the workers they rest on.
 
-    None: nothing is left, or no trial has ended well.
+    Of a stage after the search: until that is. None: nothing is left, or no trial has ended well.
     """
     now = time.time() if now is None else now
-    took = [t.ended - t.started for t in summary.of_state("complete", "pruned") if t.ended and t.started]
-    running = summary.of_state("running")
-    rest = summary.n_trials - len(summary.of_state("complete", "pruned", "fail"))
-    seen = {t.worker for t in summary.trials if t.worker and (t.state == "running" or now - (t.ended or 0) < RECENT_S)}
+    trials, n_trials = _under_way(summary)
+    took = [t.ended - t.started for t in trials if t.state in ("complete", "pruned") and t.ended and t.started]
+    running = [t for t in trials if t.state == "running"]
+    rest = n_trials - sum(t.state in ENDED for t in trials)
+    seen = {t.worker for t in trials if t.worker and (t.state == "running" or now - (t.ended or 0) < RECENT_S)}
     workers = min(max(len(seen), 1), max(rest, 1))
     if not took or rest <= 0:
         return None, workers
@@ -62,11 +70,40 @@ def table(summary: Summary, now: float | None = None) -> str:
     best = [trial for rank, trial in ordered(summary) if rank is not None][:BEST_SHOWN]
     keys = [p.name for p in summary.parameters]
     rows = [["trial", "state", "epoch", *summary.objectives, *(summary.short[key] for key in keys)]]
-    for trial in [*best, *summary.of_state("running")]:
+    for trial in [*best, *(t for t in _under_way(summary)[0] if t.state == "running")]:
         values = _values(trial, summary.objectives)
         searched = [_text(trial.params.get(key)) for key in keys]
-        rows.append([str(trial.number), trial.state, _epoch(trial), *values, *searched])
+        number = str(trial.number) if trial.of is None else f"again {trial.of}"
+        rows.append([number, trial.state, _epoch(trial), *values, *searched])
     return "\n".join([line(summary, now), *_aligned(rows)])
+
+
+def closing(summary: Summary) -> list[str]:
+    """Return what came after a search, for the last lines of its command: the best over seeds, and the full length."""
+    lines, winner = [], summary.front[0] if summary.front else None
+    for number, repeated in summary.repeated.items():
+        if repeated.mean is None and repeated.failed and not repeated.open:
+            lines.append(f"Trial {number} has no mean over seeds: all {repeated.failed} repeats of it failed")
+    if winner is None:
+        return lines
+    best = summary.repeated.get(winner.number)
+    if best is not None and best.mean is not None:
+        searched = ", ".join(f"{value:.4g}" for value in winner.values or [])
+        text = f"{best.text(summary.objectives)} (its search value: {searched})"
+        lines.append(f"Best over {best.over}: trial {winner.number}, {text}, with {' '.join(winner.overrides)}")
+    full = summary.at_full_length
+    if full is not None:
+        values = ", ".join(f"{n} {v:.4g}" for n, v in zip(summary.objectives, full.values or [], strict=True))
+        lines.append(
+            f"Retrained at full length: trial {full.of}, {values} after {full.epochs} epochs: {full.directory}"
+        )
+    return lines
+
+
+def _under_way(summary: Summary) -> tuple[list[TrialSummary], int]:
+    """Return the trials that were begun of what runs now, and its total."""
+    phase = summary.phase
+    return (summary.trials, summary.n_trials) if phase is None else (phase.trials, phase.n_trials)
 
 
 def _values(trial: TrialSummary, objectives: Sequence[str]) -> list[str]:

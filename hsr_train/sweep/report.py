@@ -15,6 +15,7 @@ from hsr_train.run.atomic import write_text
 from hsr_train.run.log import duration
 from hsr_train.sweep import figures
 from hsr_train.sweep.objectives import described
+from hsr_train.sweep.progress import closing
 from hsr_train.sweep.results import BEST, command_of, ordered, relative
 from hsr_train.sweep.summary import Summary, TrialSummary
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
+SEEDS_TITLE = "Repeated with other seeds"
 _STATES = {"fail": "failed"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; background: #fff; margin: 2rem auto; max-width: 1080px;
@@ -54,6 +56,7 @@ def write_report(summary: Summary, importances: Sequence[dict[str, float] | str]
     if len(summary.objectives) > 1:
         text = "Trials of the Pareto front: no other one is better in one goal without being worse in another."
         parts += _section("Pareto front", [figures.pareto(summary)], "No trial is complete yet.", text)
+    parts += _over_seeds(summary)
     for name, shares in zip(summary.objectives, importances, strict=True):
         title = "What matters" + (f" for {name}" if len(summary.objectives) > 1 else "")
         if isinstance(shares, str):
@@ -105,9 +108,42 @@ def _head(summary: Summary, home: Path) -> str:
             f"<p><b>{_text(first)}: trial {front[0].number}</b>, {_text(named)}, with "
             f"<code>{_text(' '.join(front[0].overrides))}</code></p>"
         )
+        lines += [f"<p><b>{_text(line)}</b></p>" for line in closing(summary)]
         if (home / BEST).is_file():
             lines.append(f"<p>To run it again: <code>{_text(command_of(home))}</code></p>")
     return "\n".join(lines)
+
+
+def _over_seeds(summary: Summary) -> list[str]:
+    """Return what repeats with other seeds came to; nothing if there are none."""
+    repeated, ranks = summary.repeated, summary.ranks
+    if not repeated:
+        return []
+    text = (
+        "The best trials again, each with seeds that the search did not use. Mean and standard deviation are of these "
+        "alone: the search's own value is the one that got a trial chosen, and so is partly luck."
+    )
+    names = [words for name in summary.objectives for words in (f"{name}, search", f"{name}, mean ± sd")]
+    head = "".join(f"<th>{_text(name)}</th>" for name in ("trial", *names, "seeds", ""))
+    rows = []
+    chosen = {t.number: t.values for t in summary.complete}
+    for number in sorted(repeated, key=lambda n: (ranks.get(n, len(ranks) + 1), n)):
+        r = repeated[number]
+        cells = [_cell(number)]
+        for place in range(len(summary.objectives)):
+            values = chosen.get(number)
+            cells += [_cell(values[place] if values else None, 5), _cell(r.shown(place))]
+        seeds = "; ".join(f"{seed}: {', '.join(f'{v:.4g}' for v in values)}" for seed, values in r.results)
+        more = [f"{count} {word}" for count, word in ((r.failed, "failed"), (r.open, "under way")) if count]
+        cells += [
+            _cell(len(r.results)),
+            f"<td class=text>{_text('; '.join([*([seeds] if seeds else []), *more]))}</td>",
+        ]
+        rows.append(
+            f"<tr{' class=best' if summary.front and number == summary.front[0].number else ''}>{''.join(cells)}</tr>"
+        )
+    table = f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return [*_section(SEEDS_TITLE, [figures.over_seeds(summary)], text, text), table]
 
 
 def _section(title: str, pictures: Sequence[Figure | None], missing: str, text: str = "") -> list[str]:

@@ -19,9 +19,9 @@ import optuna
 
 from hsr_train.errors import HsrTrainError
 from hsr_train.run.hparams import Session, write_sessions
-from hsr_train.sweep.progress import line, table
+from hsr_train.sweep.progress import ENDED, line, table
 from hsr_train.sweep.report import write_report
-from hsr_train.sweep.results import BEST, write_best, write_leaderboard
+from hsr_train.sweep.results import BEST, best_comments, write_best, write_leaderboard
 from hsr_train.sweep.study_types import WORKER
 from hsr_train.sweep.summary import Summary, importances
 
@@ -51,7 +51,7 @@ class Reporter:
         self._drawn = time.monotonic()
         self._said: set[str] = set()
         self._shown: str | None = None
-        self._best: tuple[int, list[float] | None, int] | None = None
+        self._best: list[str] | None = None
 
     def write(self, *, final: bool = False) -> None:
         """Write everything that shows how the study stands.
@@ -91,7 +91,7 @@ class Reporter:
         self._shown = rows
 
     def _write_best(self, summary: Summary) -> None:
-        now = (summary.front[0].number, summary.front[0].values, summary.n_trials) if summary.front else None
+        now = best_comments(summary, self._home) if summary.front else None
         if now != self._best or not (self._home / BEST).is_file():
             write_best(summary, self._home)
             self._best = now
@@ -122,7 +122,7 @@ def _is_terminal() -> bool:
 
 
 def _num_ended(summary: Summary) -> int:
-    return len(summary.of_state("complete", "pruned", "fail"))
+    return sum(t.state in ENDED for t in (*summary.trials, *summary.repeats, *summary.retrained))
 
 
 def _write_hparams(summary: Summary, home: Path) -> None:

@@ -18,6 +18,7 @@ from hsr_train.config.registration import PRIMARIES
 from hsr_train.config.schema import Experiment
 from hsr_train.errors import RunError
 from hsr_train.run.atomic import write_text
+from hsr_train.sweep.repeated import Repeated
 from hsr_train.sweep.summary import Summary, TrialSummary
 
 LEADERBOARD, BEST = "leaderboard.csv", "best.yaml"
@@ -34,16 +35,28 @@ def write_leaderboard(summary: Summary, home: Path) -> None:
     keys = [p.name for p in summary.parameters]
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
+    again = summary.repeated
+    more = [f"{name} {what}" for name in summary.objectives for what in ("mean", "sd")] + ["seeds"] if again else []
     limited = [*summary.limited, *(["breaks"] if summary.constraints else [])]
-    names = ["rank", "trial", "state", *summary.objectives, *limited, *keys]
+    names = ["rank", "trial", "state", *summary.objectives, *more, *limited, *keys]
     table.writerow([*names, "epochs", "seconds", "directory", "error"])
     for rank, trial in ordered(summary):
         values: Sequence[float | None] = trial.values or [None] * len(summary.objectives)
+        if again:
+            values = [*values, *_over_seeds(again.get(trial.number), len(summary.objectives))]
         searched = [trial.params.get(key) for key in keys]
         measured = [*(trial.measured.get(n) for n in summary.limited), *([trial.broken] if summary.constraints else [])]
         known = [rank, trial.number, trial.state, *values, *measured, *searched]
         table.writerow([*known, trial.epochs, trial.seconds, relative(trial, home), trial.cause])
     write_text(home / LEADERBOARD, buffer.getvalue())
+
+
+def _over_seeds(repeated: Repeated | None, num_objectives: int) -> list[float | None]:
+    """Return mean and standard deviation of each objective, and the number of seeds; None for what is not known."""
+    nothing = [None] * num_objectives
+    means, sds = (repeated.mean or nothing, repeated.sd or nothing) if repeated else (nothing, nothing)
+    pairs = [value for pair in zip(means, sds, strict=True) for value in pair]
+    return [*pairs, len(repeated.results) if repeated else None]
 
 
 def ordered(summary: Summary) -> list[tuple[int | None, TrialSummary]]:
@@ -87,13 +100,6 @@ def write_best(summary: Summary, home: Path) -> TrialSummary | None:
     except RunError:
         (home / BEST).unlink(missing_ok=True)
         raise
-    named = ", ".join(f"{n} {v:.6g}" for n, v in zip(summary.objectives, best.values or [], strict=True))
-    lines = [
-        f"# {command_of(home)}",
-        f"# Trial {best.number} of {summary.n_trials}: {named}",
-        f"# Searched: {' '.join(best.overrides)}",
-        "# The whole configuration as it ran; what is typed behind the command replaces it, such as train.epochs=200.",
-    ]
     defaults: list[Any] = [PRIMARIES[summary.task]]
     for group in ("gpu_tier", "preset"):  # each names itself in the configuration; a team's own is in its values
         name = config.get(group)
@@ -101,8 +107,27 @@ def write_best(summary: Summary, home: Path) -> TrialSummary | None:
             defaults.append({f"override {group}": name})
     content = {"defaults": [*defaults, "_self_"], **config}
     text = yaml.safe_dump(_literal(content), sort_keys=False, allow_unicode=True, width=1000)
-    write_text(home / BEST, "\n".join(lines) + "\n" + text)
+    write_text(home / BEST, "\n".join(f"# {line}" for line in best_comments(summary, home)) + "\n" + text)
     return best
+
+
+def best_comments(summary: Summary, home: Path) -> list[str]:
+    """Return what best.yaml says of the best trial, there being one; its command first."""
+    best, repeated, full = summary.front[0], summary.repeated.get(summary.front[0].number), summary.at_full_length
+    lines = [command_of(home), f"Trial {best.number} of {summary.n_trials}: {_named(summary, best)}"]
+    if repeated is not None and repeated.mean is not None:
+        lines.append(f"Over {repeated.over}, other than its own: {repeated.text(summary.objectives)}")
+    if full is not None:
+        lines.append(f"At full length, {full.epochs} epochs: {_named(summary, full)}, in {relative(full, home)}")
+    return [
+        *lines,
+        f"Searched: {' '.join(best.overrides)}",
+        "The whole configuration as it ran; what is typed behind the command replaces it, such as train.epochs=200.",
+    ]
+
+
+def _named(summary: Summary, trial: TrialSummary) -> str:
+    return ", ".join(f"{n} {v:.6g}" for n, v in zip(summary.objectives, trial.values or [], strict=True))
 
 
 def _configuration(trial: TrialSummary) -> dict[str, Any]:

@@ -105,6 +105,12 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any] | None, confi
     return Space(tuple(_dimension(o) for o in overrides if o.is_sweep_override()), fixed)
 
 
+def overridden(words: Sequence[str], by: Sequence[str]) -> list[str]:
+    """Return overrides with others behind them, without those of the same keys."""
+    keys = {word.partition("=")[0].lstrip("+") for word in by}
+    return [*(word for word in words if word.partition("=")[0].lstrip("+") not in keys), *by]
+
+
 def left_out(arguments: Sequence[str], params: Mapping[str, Any] | None) -> list[str]:
     """Return the keys that a file would search, and that are typed."""
     typed = Typed.parse(arguments)

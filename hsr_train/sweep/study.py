@@ -2,7 +2,9 @@
 
 The n trials wait in the storage from the start, and the only way to one is from WAITING to RUNNING, which a storage
 grants to one worker. So `n_trials` is the total by construction: what a race enqueued beyond it is never claimed. A
-trial of a dead worker goes back to WAITING and keeps its number.
+trial of a dead worker goes back to WAITING and keeps its number (`takeover`).
+
+What comes after a search is a study, too, with trials that are given (`stages`).
 
 A trial's user attributes: `worker` (who has it, as `run.status` describes a process, with a heartbeat), `overrides`,
 `directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `measured` (what has a limit),
@@ -17,7 +19,6 @@ import logging
 import random
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -30,27 +31,25 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.errors import InputError, Problem, RunError
-from hsr_train.run.status import is_alive, read_status
 from hsr_train.sweep.objectives import broken, excess
 from hsr_train.sweep.points import difference, distributions, given_points
+from hsr_train.sweep.progress import closing
 from hsr_train.sweep.pruners import FeasibleStudy, pruner_for
 from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
+from hsr_train.sweep.stages import SIGNED, Planned, distinct, planned, with_stages
 from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
-from hsr_train.sweep.study_types import Claim, Spec, Standing
+from hsr_train.sweep.study_types import Claim, Spec, Stage, Standing
 from hsr_train.sweep.summary import Summary, summarize
+from hsr_train.sweep.takeover import Hands
 from hsr_train.sweep.watch import Report
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-DEAD_AFTER_S = 300.0
-"""Without a heartbeat, on another machine; on this one the process is looked up."""
 HEARTBEAT_S = 30.0
 STALLED_S = 2.0
 """So long without a new trial, whoever made the study is gone, or its total was raised: the rest is ours to add."""
-SETTLE_S = 0.5
-"""Who takes a trial over says so and looks again after this time, since storages have no lock for it."""
 RETRIES_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses while a storage does not answer in the middle of a sweep."""
 
@@ -60,12 +59,12 @@ class Study:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._current: int | None = None
         self._is_open = False
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
         self._storage: optuna.storages.BaseStorage | None = None
         self._reporter: Reporter | None = None
+        self._planned: list[Planned] = []
 
     def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
         """Find the study or make it, and see to it that its trials wait.
@@ -78,8 +77,8 @@ class Study:
             InputError: The storage cannot be used, the study is another one, or the space is not possible.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.spec, self.worker = spec, worker
-        self.space = distributions(spec.lines)
+        self.spec = spec
+        self.space = distributions(spec.lines) if spec.lines else {}
         self.points = given_points(spec, self.space)
         self.n_trials = spec.n_trials or len(self.points)
         if spec.sampler == "grid":
@@ -94,14 +93,11 @@ class Study:
             except optuna.exceptions.DuplicatedStudyError:
                 study, is_new = optuna.load_study(study_name=spec.name, storage=self.storage), False
             self.study_id = self.storage.get_study_id_from_name(spec.name)
-            if not is_new:
-                self._let_its_maker_finish(study)
-            self._require_same(study)
-            missing = self.n_trials - len(self._trials())
-            for _ in range(missing):
-                if not is_new and len(self._trials()) >= self.n_trials:  # another one adds them, too
-                    break
-                study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+            self.hands = Hands(self.storage, self.study_id, worker)
+            if spec.stage is None:
+                self._add_missing(study, is_new)
+            else:
+                self._add_planned(study, spec.stage)
             self._before = {t.number for t in self._trials() if t.state.is_finished()}
         self._heart = threading.Thread(target=self._beat, name="sweep heartbeat", daemon=True)
         self._heart.start()
@@ -112,10 +108,10 @@ class Study:
         """Take the next trial; None if every one is finished or in the hands of a living worker."""
         with self._told(), self._lock:
             trials = self._trials()
-            busy, taken_back = self._take_back(trials)
+            busy, taken_back = self.hands.take_back(trials)
             for trial in self._trials() if taken_back else trials:
-                if trial.state == TrialState.WAITING and self._take(trial):
-                    self._current = trial.number
+                if trial.state == TrialState.WAITING and self.hands.take(trial):
+                    self.hands.current = trial.number
                     return Claim(trial.number, self._overrides(trial), trial.user_attrs.get("directory"))
             return Claim(None) if busy else None
 
@@ -141,8 +137,8 @@ class Study:
             try:
                 with self._told(), self._lock:
                     trial = self.storage.get_trial(self._id(number))
-                    if trial.state != TrialState.RUNNING or not self._is_mine(trial):
-                        self._current = None
+                    if trial.state != TrialState.RUNNING or not self.hands.has(trial):
+                        self.hands.current = None
                         return False
                     self.note(number, notes)
                     limits = self.spec.constraints if values is not None else {}
@@ -150,7 +146,7 @@ class Study:
                         # What `Trial.set_constraint` does, for which there is no such object; again, it is the same.
                         self.storage.set_trial_system_attr(self._id(number), f"constraints:{name}", share)
                     self._study(number).tell(number, values, TrialState[state.upper()])
-                    self._current = None
+                    self.hands.current = None
                     return True
             except RunError:
                 if pause_s is None:
@@ -167,7 +163,7 @@ class Study:
         with self._told(), self._lock:
             try:
                 trial = self.storage.get_trial(self._id(number))
-                if trial.state != TrialState.RUNNING or not self._is_mine(trial):
+                if trial.state != TrialState.RUNNING or not self.hands.has(trial):
                     return False
                 if "pruned_at" in trial.user_attrs:
                     return True
@@ -191,9 +187,9 @@ class Study:
     def release(self, number: int) -> None:
         """Give a trial back, to be gone on with later."""
         with self._told(), self._lock:
-            self._current = None
+            self.hands.current = None
             trial = self.storage.get_trial(self._id(number))
-            if trial.state == TrialState.RUNNING and self._is_mine(trial):
+            if trial.state == TrialState.RUNNING and self.hands.has(trial):
                 self.storage.set_trial_state_values(self._id(number), TrialState.WAITING)
 
     def standing(self) -> Standing:
@@ -233,10 +229,41 @@ class Study:
             self._reporter = Reporter(home, lambda: self._summary(home))
         self._reporter.write(final=final)
 
+    def closing(self, home: Path) -> list[str]:
+        """Return what is to be said at the end of what came after the search; nothing if there is nothing."""
+        return closing(self._summary(home)[1])
+
     def _summary(self, home: Path) -> tuple[optuna.Study, Summary]:
+        """Return the search and what came after it, whichever of them this study is."""
+        stage = self.spec.stage
+        name, n_trials = (self.spec.name, self.n_trials) if stage is None else (stage.search, stage.n_trials)
         with self._told(), self._lock:
-            study = self._study(0)
-            return study, summarize(study, self._trials(), self.n_trials, home)
+            study = optuna.load_study(study_name=name, storage=self.storage)
+            trials = [t for t in study.get_trials(deepcopy=False) if t.number < n_trials]
+            summary = summarize(study, sorted(trials, key=lambda t: t.number), n_trials, home)
+            return study, with_stages(summary, self.storage, home, stage, self._planned)
+
+    def _add_missing(self, study: optuna.Study, is_new: bool) -> None:
+        """Let a search have its total."""
+        if not is_new:
+            self._let_its_maker_finish(study)
+        self._require_same(study)
+        missing = self.n_trials - len(self._trials())
+        for _ in range(missing):
+            if not is_new and len(self._trials()) >= self.n_trials:  # another one adds them, too
+                break
+            study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+
+    def _add_planned(self, study: optuna.Study, stage: Stage) -> None:
+        """Let a stage have the runs that it is asked for; whoever adds them at the same time does no harm."""
+        self._require_same(study)
+        self._planned = planned(stage, self._summary(stage.home)[1])
+        self.n_trials = len(self._planned)
+        there = {tuple(t.user_attrs["overrides"]) for t in self._trials()}
+        for run in self._planned:
+            if run.overrides not in there:
+                notes = {"overrides": list(run.overrides), "of": run.of}
+                study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=notes))
 
     def _let_its_maker_finish(self, study: optuna.Study) -> None:
         """Wait while somebody else makes this study: two who add its trials at once would add too many."""
@@ -251,6 +278,8 @@ class Study:
 
     def _trials(self) -> list[FrozenTrial]:
         trials = self.storage.get_all_trials(self.study_id, deepcopy=False)
+        if self.spec.stage is not None:
+            return distinct(trials, self._planned)
         return sorted((t for t in trials if t.number < self.n_trials), key=lambda t: t.number)
 
     def _id(self, number: int) -> int:
@@ -261,58 +290,6 @@ class Study:
         sampler = sampler_for(self.spec.sampler, self.spec.seed, number)
         pruner = pruner_for(self.spec.pruning)
         return optuna.load_study(study_name=self.spec.name, storage=self.storage, sampler=sampler, pruner=pruner)
-
-    def _take(self, trial: FrozenTrial) -> bool:
-        """Claim a waiting trial; the storage grants it to one worker."""
-        number = self._id(trial.number)
-        try:
-            # Before and after: who is killed in between must be known, and who lost the race must not be.
-            self._sign(number)
-            if not self.storage.set_trial_state_values(number, TrialState.RUNNING):
-                return False
-            self._sign(number)
-            return True
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return False
-
-    def _sign(self, trial_id: int) -> None:
-        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        self.storage.set_trial_user_attr(trial_id, "worker", self.worker | {"state": "running", "updated": now})
-
-    def _is_mine(self, trial: FrozenTrial) -> bool:
-        worker = trial.user_attrs.get("worker") or {}
-        return all(worker.get(key) == self.worker[key] for key in ("host", "pid", "process"))
-
-    def _take_back(self, trials: list[FrozenTrial]) -> tuple[bool, bool]:
-        """Let trials of dead workers wait again; return whether a run of one is still ending, and whether any waits."""
-        dead = [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t)]
-        ending = [t for t in dead if self._run_is_alive(t)]
-        dead = [t for t in dead if t not in ending]
-        if not dead:
-            return bool(ending), False
-        token = uuid.uuid4().hex
-        for trial in dead:
-            self.storage.set_trial_user_attr(self._id(trial.number), "taken_over_by", token)
-        time.sleep(SETTLE_S)
-        for trial in dead:
-            now = self.storage.get_trial(self._id(trial.number))
-            mine = now.user_attrs.get("taken_over_by") == token
-            same = now.user_attrs.get("worker") == trial.user_attrs.get("worker")
-            if now.state == TrialState.RUNNING and mine and same:
-                log.info("Trial %d was left by %s and goes on", trial.number, _who(trial))
-                self.storage.set_trial_state_values(self._id(trial.number), TrialState.WAITING)
-        return bool(ending), True
-
-    def _is_dead(self, trial: FrozenTrial) -> bool:
-        if self._is_mine(trial):
-            return trial.number != self._current
-        return not is_alive(trial.user_attrs.get("worker") or {}, stale_after_s=DEAD_AFTER_S)
-
-    def _run_is_alive(self, trial: FrozenTrial) -> bool:
-        """Whether a run outlives its worker for a moment, to tidy up."""
-        directory = trial.user_attrs.get("directory")
-        status = read_status(Path(directory) / "status.json") if directory else None
-        return status is not None and is_alive(status)
 
     def _overrides(self, trial: FrozenTrial) -> list[str]:
         """Return what a trial searches: what it was given before, or what the sampler says."""
@@ -348,7 +325,7 @@ class Study:
             "constraints": self.spec.constraints,
             "space": {name: json.loads(optuna.distributions.distribution_to_json(d)) for name, d in self.space.items()},
             "fixed": sorted(self.spec.fixed),
-        }
+        } | ({} if self.spec.stage is None else {SIGNED: self.spec.stage.kind})
         theirs = study.user_attrs
         if "format" not in theirs and not study.get_trials(deepcopy=False):  # or its maker was killed
             for key, value in (mine | {"command": self.spec.command, "format": FORMAT}).items():
@@ -385,10 +362,10 @@ class Study:
         """Say every half minute that the current trial is in living hands, for those on other machines."""
         while not self._ended.wait(HEARTBEAT_S):
             with self._lock:
-                if self._current is not None:
+                if self.hands.current is not None:
                     try:
                         with self._told():
-                            self._sign(self._id(self._current))
+                            self.hands.sign(self._id(self.hands.current))
                     except RunError as error:
                         log.warning("No heartbeat: %s", error)
                     finally:
@@ -418,8 +395,3 @@ def _best_of(study: optuna.Study) -> list[FrozenTrial]:
 
 def _violation(trial: FrozenTrial) -> float:
     return sum(max(share, 0.0) for share in trial.constraints.values())
-
-
-def _who(trial: FrozenTrial) -> str:
-    worker = trial.user_attrs.get("worker") or {}
-    return f"process {worker.get('pid')} on {worker.get('host')}"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 WORKER = "HSR_TRAIN_SWEEP_WORKER"
 """Environment variable: which of `sweep.jobs` workers this is, from 0."""
+SEEDS, BEST = "seeds", "best"
+FOLDERS = {SEEDS: "repeats", BEST: "retrained"}
+"""What comes after a search, and where its runs lie in the sweep's folder."""
+NOUNS = {SEEDS: "repeats", BEST: "runs at full length"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,29 @@ class Pruning:
     warmup: int
     startup: int
     epochs: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a study is that comes after a search, and whose trials follow from the search's results.
+
+    Attributes:
+        kind: seeds or best.
+        search: Name of the search's study, in the same storage.
+        n_trials: Its total.
+        home: The sweep's folder.
+        seeds: With which the best trials are repeated.
+        top_k: How many of them.
+        words: What the winner is trained with at full length, beside its own overrides.
+    """
+
+    kind: str
+    search: str
+    n_trials: int
+    home: Path
+    seeds: tuple[int, ...] = ()
+    top_k: int = 0
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +76,9 @@ class Spec:
         command: What was typed.
         pruning: How trials are given up; None: they report no epochs.
         constraints: `sweep.constraints`: at most of a cost, at least of a metric.
+        folder: Where the runs of its trials lie, below the sweep's folder.
+        noun: What a trial of it is called.
+        stage: What comes after a search; None: it is the search.
     """
 
     url: str
@@ -67,6 +98,14 @@ class Spec:
     command: list[str] = field(default_factory=list)
     pruning: Pruning | None = None
     constraints: dict[str, float] = field(default_factory=dict)
+    folder: str = "trials"
+    noun: str = "Trial"
+    stage: Stage | None = None
+
+
+def stage_name(search: str, kind: str) -> str:
+    """Return the name of the study that comes after a search."""
+    return f"{search}.{kind}"
 
 
 @dataclass(frozen=True)

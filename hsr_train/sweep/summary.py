@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.sweep.objectives import MAXIMIZE, broken
+from hsr_train.sweep.repeated import Repeated, repeated
 
 FEWEST = 10
 """Complete trials below which an importance says nothing."""
@@ -63,6 +64,7 @@ class TrialSummary:
         started: Unix time.
         ended: Unix time.
         worker: Who has or had it.
+        of: Of a repeat or a retraining, number of the search's trial.
     """
 
     number: int
@@ -80,6 +82,7 @@ class TrialSummary:
     started: float | None = None
     ended: float | None = None
     worker: str = ""
+    of: int | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -99,8 +102,23 @@ class TrialSummary:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What runs after a search.
+
+    Attributes:
+        kind: As `study_types.Stage` has it.
+        n_trials: Its total.
+        trials: Those that were begun.
+    """
+
+    kind: str
+    n_trials: int
+    trials: list[TrialSummary]
+
+
+@dataclass(frozen=True)
 class Summary:
-    """A study.
+    """A study, and what came after it.
 
     Attributes:
         name: Its name.
@@ -112,6 +130,9 @@ class Summary:
         trials: The trials that were begun, by number.
         command: What was typed first.
         constraints: Limits by name: at most of a cost, at least of a metric.
+        repeats: Runs of its best trials with other seeds.
+        retrained: Runs of a winner at full length.
+        phase: Which of these is under way; None: the search.
     """
 
     name: str
@@ -123,6 +144,9 @@ class Summary:
     trials: list[TrialSummary]
     command: list[str] = field(default_factory=list)
     constraints: dict[str, float] = field(default_factory=dict)
+    repeats: list[TrialSummary] = field(default_factory=list)
+    retrained: list[TrialSummary] = field(default_factory=list)
+    phase: Phase | None = None
 
     def of_state(self, *states: str) -> list[TrialSummary]:
         """Return the trials in some states."""
@@ -134,17 +158,23 @@ class Summary:
         return [t for t in self.trials if t.state == "complete" and t.values is not None]
 
     @property
+    def repeated(self) -> dict[int, Repeated]:
+        """What the repeats of a trial came to, by its number."""
+        return repeated(self.repeats)
+
+    @property
     def ranks(self) -> dict[int, int]:
         """Rank by number of each complete trial that holds the constraints; of equal ones the earlier is first.
 
-        With several objectives, 1 and how many trials are better in every way: all of the Pareto front have 1.
+        Those with repeats come first, by the mean of these. With several objectives the rank is that of the search: 1
+        and how many trials are better in every way; all of the Pareto front have 1.
         """
         found = [t for t in self.complete if t.is_feasible]
         signs = np.array([-1.0 if d == MAXIMIZE else 1.0 for d in self.directions])
         costs = np.array([t.values for t in found], dtype=float).reshape(len(found), len(signs)) * signs
         if len(signs) == 1:
-            order = np.argsort(costs[:, 0], kind="stable")
-            return {found[place].number: rank for rank, place in enumerate(order, start=1)}
+            order = sorted(found, key=self._order())
+            return {trial.number: rank for rank, trial in enumerate(order, start=1)}
         return {
             trial.number: 1 + int(np.sum(np.all(costs <= own, axis=1) & np.any(costs < own, axis=1)))
             for trial, own in zip(found, costs, strict=True)
@@ -152,11 +182,25 @@ class Summary:
 
     @property
     def front(self) -> list[TrialSummary]:
-        """The trials of rank 1, the one that is best in the first objective first."""
+        """The trials of rank 1, the one that is best in the first objective first: of repeated ones, by the mean."""
         ranks = self.ranks
-        sign = -1 if self.directions[0] == MAXIMIZE else 1
-        found = [t for t in self.complete if ranks.get(t.number) == 1]
-        return sorted(found, key=lambda t: (sign * (t.values or [math.nan])[0], t.number))
+        return sorted((t for t in self.complete if ranks.get(t.number) == 1), key=self._order())
+
+    def _order(self) -> Callable[[TrialSummary], tuple[bool, float, int]]:
+        """Return a key by which the best in the first objective is first, what has a mean before what has none."""
+        sign, means = -1 if self.directions[0] == MAXIMIZE else 1, {n: r.mean for n, r in self.repeated.items()}
+
+        def place(trial: TrialSummary) -> tuple[bool, float, int]:
+            mean = means.get(trial.number)
+            return mean is None, sign * (mean or trial.values or [math.nan])[0], trial.number
+
+        return place
+
+    @property
+    def at_full_length(self) -> TrialSummary | None:
+        """The last complete run of the best trial at full length."""
+        of = [t for t in self.retrained if self.front and t.of == self.front[0].number and t.state == "complete"]
+        return of[-1] if of else None
 
     @property
     def limited(self) -> list[str]:
@@ -191,7 +235,7 @@ def summarize(study: optuna.Study, trials: list[FrozenTrial], n_trials: int, hom
         directions=[d.name.lower() for d in study.directions],
         n_trials=n_trials,
         parameters=[_parameter(name, d) for name, d in distributions.items()],
-        trials=[_trial(t, home, signed.get("constraints") or {}) for t in begun],
+        trials=[trial_summary(t, home / "trials", signed.get("constraints") or {}) for t in begun],
         command=list(signed.get("command", [])),
         constraints=dict(signed.get("constraints") or {}),
     )
@@ -232,10 +276,17 @@ def _parameter(name: str, distribution: Any) -> Parameter:
     return Parameter(name, is_log=distribution.log)
 
 
-def _trial(trial: FrozenTrial, home: Path, constraints: dict[str, float]) -> TrialSummary:
+def trial_summary(trial: FrozenTrial, folder: Path, constraints: Mapping[str, float]) -> TrialSummary:
+    """Return a trial that was begun as plain values.
+
+    Args:
+        trial: As its study has it.
+        folder: Where the runs of that study's trials lie.
+        constraints: Limits by name.
+    """
     notes, worker = trial.user_attrs, trial.user_attrs.get("worker")
     is_judged = bool(trial.constraints) and trial.state == TrialState.COMPLETE  # not: killed before it was told
-    here = home / "trials" / str(trial.number)  # first: the folder may have been moved since
+    here = folder / str(trial.number)  # first: the folder may have been moved since
     known = Path(notes["directory"]) if "directory" in notes else None
     overrides = [str(word) for word in notes.get("overrides", [])]
     typed = {key: value for key, _, value in (word.partition("=") for word in overrides)}
@@ -255,6 +306,7 @@ def _trial(trial: FrozenTrial, home: Path, constraints: dict[str, float]) -> Tri
         started=trial.datetime_start.timestamp() if trial.datetime_start else None,
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
         worker=f"{worker.get('host')} {worker.get('pid')}" if worker else "",
+        of=notes.get("of"),
     )
 
 

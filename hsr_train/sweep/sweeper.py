@@ -6,21 +6,25 @@ import hashlib
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 
+from hsr_train.config.overrides import Typed
 from hsr_train.decisions import Decisions
 from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.hardware import detect
 from hsr_train.run.log import success
+from hsr_train.sweep.after import after_problems, first_words, stages_after
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
 from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.objectives import LATENCY, LIMITED, MEASURE, chosen, limits, not_measurable
 from hsr_train.sweep.pruning import chosen_pruning
-from hsr_train.sweep.space import Space, left_out, read_space
-from hsr_train.sweep.study_types import Spec, Standing
+from hsr_train.sweep.repeated import SEED
+from hsr_train.sweep.space import Space, left_out, overridden, read_space
+from hsr_train.sweep.study_types import NOUNS, Spec, Standing
 from hsr_train.sweep.urls import storage_url
 from hsr_train.sweep.varied import same_thing, without_effect
 from hsr_train.sweep.warm import own_values, warm_start_problems
@@ -86,12 +90,14 @@ class HsrSweeper(Sweeper):
             except InputError as error:
                 problems += [p for p in error.problems if p not in problems]
         problems += [] if problems else without_effect(space, checked, goals)
+        problems += after_problems(settings, space, Typed.parse(arguments).keys, list(checked.values()))
+        later = [] if problems else self._composed_ahead(settings, space, list(checked.values()))
         if problems:
             raise InputError(problems)
         for key in left_out(arguments, self.params):
             log.info("%s is typed, and so not what sweep= would search", key)
         if first.mode == "check":
-            for experiment in checked.values():
+            for experiment in (*checked.values(), *later):
                 self.job.run(experiment)
             return
         if constraints and sampler not in LIMITED:
@@ -119,30 +125,43 @@ class HsrSweeper(Sweeper):
             pruning=pruning,
             constraints=constraints,
         )
+        specs = [spec, *stages_after(settings, spec, list(checked.values()), home)]
         _make(home)
         log.info("Sweep of %d trials: %s", n_trials, home)
 
         def work() -> None:
-            study = _study(self.job)
-            try:
-                study.open(spec, this_process())
-                worker = Worker(study, spec, self.job, space.fixed, checked, home, settings.max_failures)
-                study.show(home)
+            ends = []
+            for number, each in enumerate(specs):
+                study, has_more = _study(self.job), number + 1 < len(specs)
                 try:
-                    worker.work()
-                except HsrTrainError:
-                    study.show(home, final=True)
-                    raise
-                study.show(home, final=True)
-                _conclude(study.standing(), spec, home)
-            finally:
-                study.close()
+                    total = study.open(each, this_process()).n_trials
+                    if each.stage:
+                        log.info("%s", _said_first(each, total))
+                    worker = Worker(
+                        study, each, self.job, space.fixed, checked, home, settings.max_failures, total, has_more
+                    )
+                    study.show(home)
+                    try:
+                        worker.work()
+                    except HsrTrainError:
+                        study.show(home, final=True)
+                        raise
+                    study.show(home, final=not has_more)
+                    ends.append(study.standing())
+                    closing = study.closing(home)
+                finally:
+                    study.close()
+            _conclude(specs, ends, closing, home)
 
         if settings.jobs > 1:
             checked.clear()  # each worker's share of the machine may mean another tier
             in_parallel(work, settings.jobs, self.job)
         else:
             work()
+
+    def _composed_ahead(self, settings: Any, space: Space, experiments: list[Any]) -> list[Any]:
+        """Return the search's first point as what comes after a search would have it, so that it can be refused now."""
+        return [self.job.compose(overridden(space.first(), words)) for words in first_words(settings, experiments)]
 
 
 def _study(job: Any) -> StudyDoor:
@@ -221,29 +240,59 @@ def _make(home: Path) -> None:
         raise InputError(Problem("sweep.dir", str(home), reason, "sweep.dir=FOLDER that can be written")) from error
 
 
-def _conclude(standing: Standing, spec: Spec, home: Path) -> None:
+def _said_first(spec: Spec, total: int) -> str:
+    """Say what a stage is about to do."""
+    assert spec.stage is not None
+    noun = NOUNS[spec.stage.kind]
+    if not total:
+        return f"No {noun}: no trial of the search is complete"
+    if spec.stage.seeds:
+        return (
+            f"After the search, {total} {noun} of its best trials with {SEED} {', '.join(map(str, spec.stage.seeds))}"
+        )
+    return f"After the search, its winner at full length: {' '.join(spec.stage.words)}"
+
+
+def _conclude(specs: Sequence[Spec], ends: Sequence[Standing], closing: Sequence[str], home: Path) -> None:
     """Say how the sweep stands.
+
+    Args:
+        specs: The search, and what came after it.
+        ends: How each of these stands.
+        closing: What is said of the latter.
+        home: The sweep's folder.
 
     Raises:
         RunError: Trials failed.
     """
-    running, waiting = standing.states["running"], standing.states["waiting"]
+    standing = ends[0]
+    open_states = sum(end.states[state] for end in ends for state in ("running", "waiting"))
     for number, values, overrides in standing.best:
-        named = ", ".join(f"{n} {v:.4g}" for n, v in zip(spec.objectives, values, strict=True))
-        log.info("Best: trial %d, %s, with %s", number, named, " ".join(overrides))
+        named = ", ".join(f"{n} {v:.4g}" for n, v in zip(specs[0].objectives, values, strict=True))
+        log.info(
+            "%s: trial %d, %s, with %s", "Best of the search" if closing else "Best", number, named, " ".join(overrides)
+        )
     if standing.nearest is not None:
         text = (
             "No trial holds sweep.constraints, and so there is no best.yaml. The nearest is trial %d, which breaks %s"
         )
         log.warning(text, *standing.nearest)
-    counts = ", ".join(f"{standing.states[state]} {name}" for state, name in ENDS.items())
-    log.info("Trials: %s", counts)
-    if running or waiting:
-        log.info("%d trials are in other hands; this worker has none left to take", running + waiting)
-    if standing.failed:
-        which = ", ".join(map(str, standing.failed))
-        raise failure(standing, f"{len(standing.failed)} of {standing.n_trials} trials failed: {which}")
-    if not running and not waiting:
+    for line in closing:
+        log.info("%s", line)
+    failures = []
+    for spec, end in zip(specs, ends, strict=True):
+        noun = NOUNS[spec.stage.kind] if spec.stage else "trials"
+        counts = ", ".join(
+            f"{end.states[state]} {name}" for state, name in ENDS.items() if not spec.stage or end.states[state]
+        )
+        log.info("%s: %s", noun.capitalize(), counts or "none")
+        if end.failed:
+            failures.append(f"{len(end.failed)} of {end.n_trials} {noun} failed: {', '.join(map(str, end.failed))}")
+    if open_states:
+        log.info("%d trials are in other hands; this worker has none left to take", open_states)
+    if failures:
+        raise failure([status for end in ends for status in end.failed.values()], "; ".join(failures))
+    if not open_states:
         success(log, "Done: %s", home)
 
 

@@ -1,7 +1,7 @@
 """One worker: it takes a trial, runs it like any other run, tells the study, and takes the next.
 
-A trial's run lies in `trials/<number>`. One that is there already goes on by exact resume, or, if it is finished, is
-only told.
+A trial's run lies in `trials/<number>`, one of a stage after the search in that stage's folder. A run that is there
+already goes on by exact resume, or, if it is finished, is only told.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,14 +25,18 @@ from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
 from hsr_train.sweep.objectives import broken, values_of
-from hsr_train.sweep.study_types import Claim, Spec, Standing
+from hsr_train.sweep.space import overridden
+from hsr_train.sweep.study_types import Claim, Spec
 from hsr_train.sweep.watch import Watch
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.3
+OTHERS_S = 1.0
+"""How often a worker that waits for the others' last trials looks."""
 SAME_CAUSE = 3
 """So many first trials that all fail for one cause end a sweep."""
+GO_ON = "To go on: type the same command again"
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -69,6 +73,8 @@ class Worker:
         checked: Experiments composed ahead, by their overrides.
         home: The sweep's folder.
         max_failures: `sweep.max_failures`.
+        total: Number of trials of the whole study.
+        is_patient: Whether to wait for trials in other hands, since something comes after them.
     """
 
     study: StudyDoor
@@ -78,6 +84,8 @@ class Worker:
     checked: dict[tuple[str, ...], Any]
     home: Path
     max_failures: int
+    total: int
+    is_patient: bool = False
 
     def work(self) -> None:
         """Run trials until none is left for this worker.
@@ -86,23 +94,32 @@ class Worker:
             RunError: Too many failed.
             InputError: The same, where the input was at fault each time.
         """
+        is_waiting = False
         while True:
             claim = self.study.claim()
-            if claim is None:
-                return
-            if claim.number is None:
-                time.sleep(POLL_S)
+            if claim is None or claim.number is None:
+                others = self._in_other_hands() if claim is None and self.is_patient else 0
+                if claim is None and not others:
+                    return
+                if others and not is_waiting:
+                    log.info("%d trials are in other hands; waiting for what they come to", others)
+                    is_waiting = True
+                _wait(OTHERS_S if others else POLL_S)
                 continue
             has_result = self._trial(claim.number, claim)
             self.study.show(self.home)
             if not has_result:
                 self._require_hope()
 
+    def _in_other_hands(self) -> int:
+        states = self.study.standing().states
+        return states["running"] + states["waiting"]
+
     def _trial(self, number: int, claim: Claim) -> bool:
         """Run one trial and tell of it; return whether it came to a result."""
-        place = self.home / "trials" / str(number)
-        began = time.monotonic()
-        log.info("Trial %d of %d: %s", number, self.spec_total, " ".join(claim.overrides))
+        place = self.home / self.spec.folder / str(number)
+        began, name = time.monotonic(), f"{self.spec.noun} {number}"
+        log.info("%s of %d: %s", name, self.total, " ".join(claim.overrides))
         self.study.note(number, {"directory": str(place)})
         try:
             record = self._record(claim, place)
@@ -122,7 +139,7 @@ class Worker:
             notes = {"seconds": round(time.monotonic() - began, 3)} | _cut_short(place)
         except KeyboardInterrupt as stop:
             self._give_back(number)
-            stop.add_note("To go on: type the same command again")
+            stop.add_note(GO_ON)
             raise
         except Exception as error:
             values, state = None, "fail"
@@ -133,17 +150,12 @@ class Worker:
                 "seconds": round(time.monotonic() - began, 3),
             }
             text = ""
-            log.error("Trial %d with %s failed: %s", number, " ".join(claim.overrides), _said(error))
+            log.error("%s with %s failed: %s", name, " ".join(claim.overrides), _said(error))
         if not self.study.tell(number, state, values, notes):
-            log.warning("Trial %d was taken over by another worker meanwhile; its result is not told", number)
+            log.warning("%s was taken over by another worker meanwhile; its result is not told", name)
         elif text:
-            log.info("Trial %d: %s", number, text)
+            log.info("%s: %s", name, text)
         return state != "fail"
-
-    @property
-    def spec_total(self) -> int:
-        """The number of trials of the whole study."""
-        return int(self.spec.n_trials or 0)
 
     def _give_back(self, number: int) -> None:
         try:
@@ -165,7 +177,7 @@ class Worker:
             log.info("Trial %d goes on: %s", claim.number, place)
             self.job.run(self.job.again([f"resume={place}"]), self._watch(claim.number))
             return _read(run)
-        overrides = (*self.overrides, *claim.overrides)
+        overrides = tuple(overridden(self.overrides, claim.overrides))
         experiment = self.checked.pop(overrides, None) or self.job.compose(overrides)
         if experiment.is_cross_validation:  # it finds its own folds again
             experiment.output_dir = str(place)
@@ -195,12 +207,20 @@ class Worker:
             text = f"The sweep ends: {len(causes)} trials failed, and sweep.max_failures={self.max_failures}"
         else:
             return
-        raise failure(standing, text)
+        raise failure(standing.failed.values(), text)
 
 
-def failure(standing: Standing, text: str) -> HsrTrainError:
-    """Return the error of a sweep with failed trials: of the input, if each of them was."""
-    if standing.failed and all(status == InputError.exit_status for status in standing.failed.values()):
+def _wait(seconds: float) -> None:
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt as stop:
+        stop.add_note(GO_ON)
+        raise
+
+
+def failure(statuses: Collection[int], text: str) -> HsrTrainError:
+    """Return the error of a sweep with failed trials: of the input, if each of them was by its exit status."""
+    if statuses and all(status == InputError.exit_status for status in statuses):
         return InputError(Problem("--multirun", "", text))
     return RunError(text)
 

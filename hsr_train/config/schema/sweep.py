@@ -39,3 +39,7 @@ class SweepConfig:
     enqueue: list[Any] = knob([], "Points that are tried after the preset's own, such as [{optimizer.lr0: 0.01}].")
     warm_start: str | None = knob(None, "Folder of another sweep, whose best points are tried after those.")
     warm_start_best: int = knob(3, "How many points of it.", ge=1)
+    seeds: int = knob(0, "After the search: repeats of each of the best trials, with other seeds; 0: none.", ge=0)
+    top_k: int = knob(3, "How many trials are repeated.", ge=1)
+    retrain_best: bool = knob(False, "At the end: train the winner at full length, without train.max_steps.")
+    retrain_epochs: int | None = knob(None, "Epochs of that; null: train.epochs, as the configuration has it.", ge=1)
