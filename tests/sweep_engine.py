@@ -42,7 +42,7 @@ class SweepEngine:
         done: list[int] = json.loads(state.read_text()) if state.is_file() else []
         score = 0.9 - 0.1 * abs(math.log10(e.optimizer.lr0) + 3) - 0.01 * abs(math.log2(e.train.batch / 16))
         if done and len(done) < e.train.epochs:
-            context.watch(len(done), of_epoch(score, len(done)))
+            context.watch(len(done), e.train.epochs, of_epoch(score, len(done)))
         for epoch in range(len(done) + 1, e.train.epochs + 1):
             with Path("begun.txt").open("a") as file:
                 file.write(f"{run.path.name} {epoch} {os.getpid()}\n")
@@ -55,7 +55,7 @@ class SweepEngine:
             write_json(state, done)
             context.status.progress(epoch=epoch)
             if epoch < e.train.epochs:
-                context.watch(epoch, of_epoch(score, epoch))
+                context.watch(epoch, e.train.epochs, of_epoch(score, epoch))
         return Result(run.path, metrics=of_epoch(score), epochs_completed=len(done))
 
     validate = predict = export = train

@@ -6,7 +6,8 @@ trial of a dead worker goes back to WAITING and keeps its number.
 
 A trial's user attributes: `worker` (who has it, as `run.status` describes a process, with a heartbeat), `overrides`,
 `directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `seconds`, `epochs`, or `error`
-(with a traceback), `cause`, `exit_status`. The study's: `format`, `task`, `objectives`, `space`, `command`.
+(with a traceback), `cause`, `exit_status`. The study's: `format`, `task`, `objectives`, `space`, `step`
+(what reports are counted in), `command`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from hsr_train.errors import InputError, Problem, RunError
 from hsr_train.run.status import is_alive, read_status
 from hsr_train.sweep.points import difference, distributions, given_points
 from hsr_train.sweep.pruners import pruner_for
+from hsr_train.sweep.pruning import reports, step_name
 from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
 from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
@@ -153,8 +155,8 @@ class Study:
                 time.sleep(pause_s)
         raise AssertionError("unreachable")
 
-    def report(self, number: int, epoch: int, value: float) -> bool:
-        """Record the objective after an epoch of this worker's trial; return whether to give the trial up.
+    def report(self, number: int, epoch: int, epochs: int, value: float) -> bool:
+        """Record the objective after an epoch, of so many, of this worker's trial; return whether to give the trial up.
 
         A run that goes on shows its last epoch again: what was recorded stays, and so does what was decided.
         """
@@ -165,11 +167,11 @@ class Study:
                     return False
                 if "pruned_at" in trial.user_attrs:
                     return True
-                if epoch not in trial.intermediate_values:
-                    self.storage.set_trial_intermediate_value(self._id(number), epoch, value)
-                    trial = self.storage.get_trial(self._id(number))
+                news, is_due = reports(self.spec.pruning, epoch, epochs, value, trial.intermediate_values)
+                for step, of_step in news.items():
+                    self.storage.set_trial_intermediate_value(self._id(number), step, of_step)
                 study = self._study(number)
-                if not study.pruner.prune(study, trial):
+                if not is_due or not study.pruner.prune(study, self.storage.get_trial(self._id(number))):
                     return False
                 self.storage.set_trial_user_attr(self._id(number), "pruned_at", epoch)
                 return True
@@ -334,6 +336,7 @@ class Study:
             "objectives": self.spec.objectives,
             "space": {name: json.loads(optuna.distributions.distribution_to_json(d)) for name, d in self.space.items()},
             "fixed": sorted(self.spec.fixed),
+            "step": step_name(self.spec.pruning),
         }
         theirs = study.user_attrs
         if "format" not in theirs and not study.get_trials(deepcopy=False):  # or its maker was killed

@@ -15,15 +15,19 @@ class Pruning:
 
     Attributes:
         name: `sweep.pruner`, decided.
-        warmup: Epochs of a trial before that.
+        warmup: Steps of a trial before that, where these are no marks.
         startup: Trials that must be complete before that.
-        epochs: Of a whole trial.
+        steps: Of a whole trial: epochs or folds; of trials of different lengths, marks (`pruning.MARKS`).
+        is_by_share: Whether they are marks.
+        quiet: Epochs of such a trial before that; None: the first mark.
     """
 
     name: str
     warmup: int
     startup: int
-    epochs: int
+    steps: int
+    is_by_share: bool = False
+    quiet: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.sweep.objectives import MAXIMIZE
+from hsr_train.sweep.pruning import SHARE
 
 FEWEST = 10
 """Complete trials below which an importance says nothing."""
@@ -53,7 +54,7 @@ class TrialSummary:
         values: The objectives; of a pruned one its last, if it had any.
         params: The searched values by key.
         overrides: The same, as they would be typed.
-        steps: The objective by epoch, as far as it was reported to the study.
+        steps: The objective by epoch, as far as it was reported to the study by epoch.
         epochs: Epochs that were trained.
         seconds: How long it took.
         directory: Where its run is or was.
@@ -177,7 +178,7 @@ def summarize(study: optuna.Study, trials: list[FrozenTrial], n_trials: int, hom
         directions=[d.name.lower() for d in study.directions],
         n_trials=n_trials,
         parameters=[_parameter(name, d) for name, d in distributions.items()],
-        trials=[_trial(t, home) for t in begun],
+        trials=[_trial(t, home, signed.get("step") != SHARE) for t in begun],
         command=list(signed.get("command", [])),
     )
 
@@ -217,7 +218,7 @@ def _parameter(name: str, distribution: Any) -> Parameter:
     return Parameter(name, is_log=distribution.log)
 
 
-def _trial(trial: FrozenTrial, home: Path) -> TrialSummary:
+def _trial(trial: FrozenTrial, home: Path, is_by_epoch: bool) -> TrialSummary:
     notes, worker = trial.user_attrs, trial.user_attrs.get("worker")
     here = home / "trials" / str(trial.number)  # first: the folder may have been moved since
     known = Path(notes["directory"]) if "directory" in notes else None
@@ -229,7 +230,7 @@ def _trial(trial: FrozenTrial, home: Path) -> TrialSummary:
         values=list(trial.values) if trial.values is not None else None,
         params=dict(trial.params) or typed,
         overrides=overrides,
-        steps={step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)},
+        steps={s: v for s, v in trial.intermediate_values.items() if is_by_epoch and math.isfinite(v)},
         epochs=notes.get("epochs"),
         seconds=notes.get("seconds"),
         directory=here if here.exists() else known,

@@ -60,9 +60,6 @@ class HsrSweeper(Sweeper):
         objectives, directions, problems = chosen(first)
         sampler = _sampler(space, settings)
         problems += _problems(space, first, sampler) + warm_start_problems(settings, sampler) + same_thing(space)
-        decisions = Decisions()
-        pruning, wrong = chosen_pruning(first, objectives, sampler, decisions)
-        problems += wrong
         points = space.grid() if sampler == "grid" else space.ends()
         checked: dict[tuple[str, ...], Any] = {}
         for point in points:
@@ -70,6 +67,9 @@ class HsrSweeper(Sweeper):
                 checked[tuple(point)] = self.job.compose(point)
             except InputError as error:
                 problems += [p for p in error.problems if p not in problems]
+        decisions = Decisions()
+        pruning, wrong = chosen_pruning(first, checked.values(), objectives, sampler, decisions)
+        problems += wrong
         problems += [] if problems else without_effect(space, checked, objectives)
         if problems:
             raise InputError(problems)
