@@ -84,7 +84,7 @@ class Study:
         self.n_trials = spec.n_trials or len(self.points)
         if spec.sampler == "grid":
             self.n_trials = min(self.n_trials, len(self.points))
-        sampler_for(spec.sampler, spec.seed, 0)
+        sampler_for(spec.sampler, spec.seed, 0, spec.sampler_options)
         self.storage = self._storage = open_storage(spec.url)
         directions = [StudyDirection[name.upper()] for name in spec.directions]
         with self._told():
@@ -247,7 +247,7 @@ class Study:
 
     def _study(self, number: int) -> optuna.Study:
         """Return the study with the sampler of one trial: made anew, so that it depends on the number alone."""
-        sampler = sampler_for(self.spec.sampler, self.spec.seed, number)
+        sampler = sampler_for(self.spec.sampler, self.spec.seed, number, self.spec.sampler_options)
         pruner = pruner_for(self.spec.pruning)
         return optuna.load_study(study_name=self.spec.name, storage=self.storage, sampler=sampler, pruner=pruner)
 

@@ -43,7 +43,7 @@ class Spec:
         n_trials: Total; None: the whole grid.
         lines: The searched keys, as typed.
         fixed: What else decides what a trial comes to; another value makes another study.
-        sampler: `sweep.sampler`, decided.
+        sampler: `sweep.sampler`, decided, or the choice of `hydra/sweeper/sampler`.
         seed: Of the sampler.
         own: What the searched keys are without the search: trial 0, as far as it lies in the space.
         enqueue: Points that are tried next.
@@ -51,6 +51,7 @@ class Spec:
         warm_start_best: How many.
         command: What was typed.
         pruning: How trials are given up; None: they report no epochs.
+        sampler_options: Content of `hydra/sweeper/sampler`, its class (`_target_`) among them; None: ours.
     """
 
     url: str
@@ -69,6 +70,7 @@ class Spec:
     warm_start_best: int = 3
     command: list[str] = field(default_factory=list)
     pruning: Pruning | None = None
+    sampler_options: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,25 @@ NO_MATTER = ("sweep.", "hydra.", "tensorboard.", "output_dir", "data.cache_dir",
 class HsrSweeper(Sweeper):
     """`hydra/sweeper=hsr`; the task function is the command's job (`worker.Job`)."""
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
+    def __init__(self, params: dict[str, str] | None = None, sampler: dict[str, Any] | None = None) -> None:
         self.params = params
+        self.options = sampler
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Keep the job; Hydra's launcher takes no part."""
+        """Keep the job, and what was chosen of Hydra's groups.
+
+        Raises:
+            InputError: Hydra's launcher is to take part, which it does not.
+        """
         self.config_loader = hydra_context.config_loader
         self.job = task_function
+        chosen = config.hydra.runtime.choices
+        self.sampler = chosen.get("hydra/sweeper/sampler")
+        launcher = chosen.get("hydra/launcher")
+        if launcher not in (None, "basic"):
+            allowed = "takes no part: a sweep's workers take its trials themselves"
+            remedy = "sweep.jobs=N for N workers here, or the same command as N jobs (docs/sweeps.md, On a cluster)"
+            raise InputError(Problem("hydra/launcher", str(launcher), allowed, remedy))
 
     def sweep(self, arguments: list[str]) -> None:
         """Check everything that is searched, then run what is missing of the study.
@@ -58,8 +70,13 @@ class HsrSweeper(Sweeper):
         space = space.without("sweep.")  # a trial's own record says nothing of the search
         settings = first.sweep
         objectives, directions, problems = chosen(first)
-        sampler = _sampler(space, settings)
-        problems += _problems(space, first, sampler) + warm_start_problems(settings, sampler) + same_thing(space)
+        sampler = str(self.sampler) if self.options is not None else _sampler(space, settings)
+        problems += (
+            self._of_sampler(arguments)
+            + _problems(space, first, sampler)
+            + warm_start_problems(settings, sampler)
+            + same_thing(space)
+        )
         points = space.grid() if sampler == "grid" else space.ends()
         checked: dict[tuple[str, ...], Any] = {}
         for point in points:
@@ -79,6 +96,7 @@ class HsrSweeper(Sweeper):
             for experiment in checked.values():
                 self.job.run(experiment)
             return
+        options = self.options or {}
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
         home, name = _place(first, space, typed)
         spec = Spec(
@@ -91,13 +109,14 @@ class HsrSweeper(Sweeper):
             lines=[d.line for d in space.dimensions],
             fixed=_fixed(space),
             sampler=sampler,
-            seed=settings.seed,
+            seed=settings.seed if options.get("seed") is None else int(options["seed"]),
             own=own_values(space, self.job) if sampler != "grid" else {},
             enqueue=[dict(point) for point in settings.enqueue],
             warm_start=settings.warm_start,
             warm_start_best=settings.warm_start_best,
             command=[_without_password(word) for word in sys.argv],
             pruning=pruning,
+            sampler_options=None if sampler == "grid" else self.options,
         )
         _make(home)
         log.info("Sweep of %d trials: %s", n_trials, home)
@@ -124,6 +143,21 @@ class HsrSweeper(Sweeper):
         else:
             work()
 
+    def _of_sampler(self, arguments: list[str]) -> list[Problem]:
+        """Return what does not go with a choice of `hydra/sweeper/sampler`."""
+        if self.options is None:
+            return []
+        problems = []
+        for key, typed in (word.lstrip("+").split("=", 1) for word in arguments if "=" in word):
+            if key == "sweep.sampler" and typed != self.sampler:
+                allowed = f"is another one than hydra/sweeper/sampler={self.sampler}"
+                problems.append(Problem(key, typed, allowed, "type one of them"))
+        if self.options.get("constraints_func") is not None:
+            function = str(self.options["constraints_func"])
+            allowed, key = "would not reach the study's own process", "hydra.sweeper.sampler.constraints_func"
+            problems.append(Problem(key, function, allowed, "sweep.constraints={METRIC: MOST}"))
+        return problems
+
 
 def _study(job: Any) -> StudyDoor:
     """Return a door to the study: in a process of its own where this one forks its runs."""
@@ -147,7 +181,7 @@ def _problems(space: Space, experiment: Any, sampler: str) -> list[Problem]:
         problems.append(Problem("--multirun", "", "nothing is searched: no key has several values", remedy))
     if sampler == "grid":
         allowed = "is a range to sample from, which a grid cannot do"
-        remedy = "{}=A,B,C, or sweep.sampler=tpe"
+        remedy = "{}=A,B,C, or another sampler, such as tpe"
         problems += [Problem(d.key, d.text, allowed, remedy.format(d.key)) for d in space.continuous]
     if experiment.mode not in ("train", "check"):
         allowed = "has nothing that a search could compare"
