@@ -1,6 +1,7 @@
 """What pruning saves: epochs of training until a search has found a result within 1 % of the best there is.
 
     nice python benchmarks/sweep_pruning.py            # 50 seeds, 6 minutes of a processor; trains nothing
+    nice python benchmarks/sweep_pruning.py --uneven   # trials of equal steps, and so of different epochs
 
 The runs are modelled. Three searched values decide the score s that a training tends to, by parabolas around the best
 point: the learning rate (log-uniform, 1e-5 to 1e-1), the batch (4 to 64) and the synthetic ratio (0 to 3). From there
@@ -11,6 +12,9 @@ where the power falls with the distance of the learning rate from its best (a sm
 and with the batch, and the noise of an epoch is normal with a deviation of 0.01. A run has 50 epochs, and its result is
 that of its best epoch, as best.pt has it. A result is within 1 % if its model without noise is; the best is that of the
 best point.
+
+With --uneven all runs have the same optimizer steps: 50 epochs with a batch of 64, and 25, 12, 6, 3 with the smaller
+ones, at the same shares of the curve. Trials are then compared at marks, and an epoch counts as its share of 50.
 
 Ours is Optuna's sampler and pruner made by `hsr_train/sweep` from the defaults of `sweep.*`, asked as a worker asks.
 hydra-optuna-sweeper is TPE with the settings of its own configuration, on whole runs: it cannot prune.
@@ -31,14 +35,13 @@ import numpy as np
 import numpy.typing as npt
 import optuna
 from hydra_plugins.hydra_optuna_sweeper.config import TPESamplerConfig
-from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from side_by_side import command_line, machine
 
 from hsr_train.config.schema.sweep import SweepConfig
 from hsr_train.sweep.pruners import pruner_for
-from hsr_train.sweep.pruning import warmup_of
+from hsr_train.sweep.pruning import MARKS, reports, warmup_of
 from hsr_train.sweep.samplers import sampler_for
 from hsr_train.sweep.study_types import Pruning
 
@@ -66,37 +69,46 @@ BEST = max(curve(10**BEST_RATE, batch, BEST_RATIO)[-1] for batch in BATCHES)
 class Found:
     """What a search cost: epochs and trials until its result, and how many of these were pruned."""
 
-    epochs: int
+    epochs: float
     trials: int
     pruned: int
     is_missed: bool = False
 
 
-Search = Callable[[int], Found]
+Search = Callable[[int, bool], Found]
 
 
-def search(make_sampler: Callable[[int], BaseSampler], pruner: BasePruner, seed: int) -> Found:
+def search(
+    make_sampler: Callable[[int], BaseSampler], seed: int, is_uneven: bool, asked: Pruning | None = None
+) -> Found:
     """Search until a whole run is good enough, or for `MOST_TRIALS`.
 
     Args:
         make_sampler: Returns that of a trial's number.
-        pruner: Asked after each epoch but the last.
         seed: Of the noise.
+        is_uneven: Whether a smaller batch has fewer epochs.
+        asked: How trials are given up: what is asked after each epoch but the last.
     """
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    spent = pruned = 0
+    study = optuna.create_study(direction="maximize", pruner=pruner_for(asked))
+    spent, pruned = 0.0, 0
     for number in range(MOST_TRIALS):
         study.sampler = make_sampler(number)
         trial = study.ask()
         lr = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
         batch = trial.suggest_categorical("batch", BATCHES)
-        true = curve(lr, batch, trial.suggest_float("ratio", 0.0, 3.0))
-        seen = true + np.random.default_rng((seed, number)).normal(0.0, NOISE, EPOCHS)
+        epochs = EPOCHS * batch // max(BATCHES) if is_uneven else EPOCHS
+        ends = EPOCHS * np.arange(1, epochs + 1) // epochs
+        true = curve(lr, batch, trial.suggest_float("ratio", 0.0, 3.0))[ends - 1]
+        seen = true + np.random.default_rng((seed, number)).normal(0.0, NOISE, epochs)
+        known: dict[int, float] = {}
         for epoch, value in enumerate(seen.tolist(), 1):
-            spent += 1
-            if epoch < EPOCHS:
-                trial.report(value, epoch)
-                if trial.should_prune():
+            spent += EPOCHS / epochs
+            if asked is not None and epoch < epochs:
+                news, is_due = reports(asked, epoch, epochs, value, known)
+                known |= news
+                for step, of_step in news.items():
+                    trial.report(of_step, step)
+                if is_due and trial.should_prune():
                     study.tell(trial, state=TrialState.PRUNED)
                     pruned += 1
                     break
@@ -107,29 +119,35 @@ def search(make_sampler: Callable[[int], BaseSampler], pruner: BasePruner, seed:
     return Found(spent, MOST_TRIALS, pruned, is_missed=True)
 
 
-def theirs(seed: int) -> Found:
+def theirs(seed: int, is_uneven: bool) -> Found:
     """Search as the plugin does."""
     settings = asdict(TPESamplerConfig(seed=seed))
     del settings["_target_"]
     sampler = TPESampler(**settings)
-    return search(lambda number: sampler, NopPruner(), seed)
+    return search(lambda number: sampler, seed, is_uneven)
 
 
-def at_random(seed: int) -> Found:
+def at_random(seed: int, is_uneven: bool) -> Found:
     """Search without looking at results."""
     sampler = RandomSampler(seed=seed)
-    return search(lambda number: sampler, NopPruner(), seed)
+    return search(lambda number: sampler, seed, is_uneven)
 
 
 def ours(name: str) -> Search:
     """Return our search with a pruner: NAME, or NAME:STARTUP:WARMUP."""
     pruner, *numbers = name.split(":")
-    startup, warmup = map(int, numbers) if numbers else (SweepConfig().pruner_startup, warmup_of(EPOCHS))
-    asked = Pruning(pruner, warmup, startup, EPOCHS)
-    return lambda seed: search(lambda number: sampler_for("tpe", seed, number), pruner_for(asked), seed)
+    startup, warmup = map(int, numbers) if numbers else (SweepConfig().pruner_startup, None)
+
+    def run(seed: int, is_uneven: bool) -> Found:
+        asked = Pruning(pruner, warmup_of(EPOCHS) if warmup is None else warmup, startup, EPOCHS)
+        if is_uneven:
+            asked = Pruning(pruner, 0, startup, MARKS, is_by_share=True, quiet=warmup)
+        return search(lambda number: sampler_for("tpe", seed, number), seed, is_uneven, asked)
+
+    return run
 
 
-def interval(ours: Sequence[int], theirs: Sequence[int]) -> tuple[float, float]:
+def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """Return where the ratio of the means lies with 95 %, by drawing seeds anew."""
     rng, pairs = np.random.default_rng(0), np.array([ours, theirs])
     drawn = pairs[:, rng.integers(0, len(ours), (2000, len(ours)))].mean(axis=2)
@@ -143,6 +161,7 @@ def main() -> int:
     parser.add_argument("pruners", nargs="*", default=["median", "none"], help="NAME, or NAME:STARTUP:WARMUP")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--uneven", action="store_true", help="trials of equal steps instead of equal epochs")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     searches: dict[str, Search] = {"hydra-optuna-sweeper, tpe": theirs}
@@ -150,9 +169,9 @@ def main() -> int:
     print(f"{command_line()}\n{machine()}\n")
     print("| | epochs, mean | median | of the plugin's | 95 % | trials | pruned | not found |\n" + "|---" * 8 + "|")
     means: list[float] = []
-    first: list[int] = []
+    first: list[float] = []
     for name, run in searches.items():
-        found = [run(args.first_seed + seed) for seed in range(args.seeds)]
+        found = [run(args.first_seed + seed, args.uneven) for seed in range(args.seeds)]
         epochs = [one.epochs for one in found]
         first = first or epochs
         means.append(fmean(epochs))

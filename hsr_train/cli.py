@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SWEEP_WORDS = ("sweep.", "sweep=", "hydra/sweeper", "hydra.sweeper.", "hydra/launcher", "hydra.launcher.")
+"""How words begin that say how to search."""
+
 
 def console() -> int:
     """Run the command that this process is; return its exit status."""
@@ -111,6 +114,7 @@ def _command(argv: list[str], supervise: bool) -> None:
             _hand_to_hydra(quoted, job)
     elif multirun:
         Typed.parse(overrides)
+        _refuse_beside_other_sweepers(overrides)
         _hand_to_hydra(quoted, job)
     else:
         _refuse_sweep_keys(overrides)
@@ -137,10 +141,24 @@ def _refuse_options(args: Namespace, unknown: list[str], argv: list[str]) -> Non
 
 def _refuse_sweep_keys(overrides: Sequence[str]) -> None:
     """Refuse what says how to search where nothing is searched."""
-    words = [word for word in overrides if word.lstrip("+").startswith(("sweep.", "sweep="))]
+    words = [word for word in overrides if word.lstrip("+").startswith(SWEEP_WORDS)]
     if words:
         allowed, remedy = "has no effect without --multirun", "python -m hsr_train --multirun"
         raise InputError([Problem(*word.partition("=")[::2], allowed, f"{remedy} {word} ...") for word in words])
+
+
+def _refuse_beside_other_sweepers(overrides: Sequence[str]) -> None:
+    """Refuse what is typed for our sweeper, and does nothing in another one that is typed, too."""
+    sweeper = ["hsr", *(w.partition("=")[2] for w in overrides if w.startswith("hydra/sweeper="))][-1]
+    if sweeper == "hsr":
+        return
+    read = ("sweep.objective=",) if sweeper == "optuna" else ()  # what `_Job._valued` returns
+    words = [w for w in overrides if w.lstrip("+").startswith("sweep.") and not w.lstrip("+").startswith(read)]
+    allowed = f"has no effect with hydra/sweeper={sweeper}"
+    if words:
+        raise InputError(
+            [Problem(*w.partition("=")[::2], allowed, "leave it out, or leave hydra/sweeper out") for w in words]
+        )
 
 
 def _yaml(experiment: Any, package: str | None) -> str:

@@ -117,7 +117,7 @@ def cross_validate(
         experiment: With `data.fold=all`.
         perform: Calls a function with an experiment, maybe in a process of its own. A fold's error ends the whole.
         again: Composes the experiment of some overrides, for folds that go on.
-        watch: Is told the validation metrics of each fold but the last, counted from 1, and may end the whole.
+        watch: Is told each fold but the last, from 1, of how many, and its validation metrics; may end the whole.
 
     Raises:
         PrunedError: The watch ended it.
@@ -135,7 +135,7 @@ def cross_validate(
         for place, fold in enumerate(division.numbers, 1):
             _train_fold(experiment, folds, fold, perform, again)
             if watch is not None and place < len(division.numbers):
-                watch(place, _splits_of(RunDirectory(folds.runs[fold]))["val"])
+                watch(place, len(division.numbers), _splits_of(RunDirectory(folds.runs[fold]))["val"])
         result: Result = perform(partial(_sum_up, folds=folds), experiment)
     except PrunedError:
         raise

@@ -44,7 +44,7 @@ class SweepEngine:
         score = 0.9 - 0.1 * abs(math.log10(e.optimizer.lr0) + 3) - 0.01 * abs(math.log2(e.train.batch / 16))
         score += float(eval(os.environ.get("SWEEP_LUCK", "0"), {"e": e}))
         if done and len(done) < e.train.epochs:
-            context.watch(len(done), of_epoch(score, len(done)))
+            context.watch(len(done), e.train.epochs, of_epoch(score, len(done)))
         for epoch in range(len(done) + 1, e.train.epochs + 1):
             with Path("begun.txt").open("a") as file:
                 file.write(f"{run.path.name} {epoch} {os.getpid()}\n")
@@ -57,7 +57,7 @@ class SweepEngine:
             write_json(state, done)
             context.status.progress(epoch=epoch)
             if epoch < e.train.epochs:
-                context.watch(epoch, of_epoch(score, epoch))
+                context.watch(epoch, e.train.epochs, of_epoch(score, epoch))
         latency_ms = float(e.train.batch) if e.train.measure_latency else None
         return Result(run.path, metrics=of_epoch(score), epochs_completed=len(done), latency_ms=latency_ms)
 

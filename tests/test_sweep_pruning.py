@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,17 @@ from test_sweep import BATCH, LR, Sweep, ended, until
 
 import hsr_train
 from hsr_train.cli import main
+from hsr_train.config.schema import DetectExperiment, TrainConfig
+from hsr_train.config.schema.sweep import SweepConfig
+from hsr_train.decisions import Decisions
 from hsr_train.errors import PrunedError, RunError
 from hsr_train.sweep.pruners import pruner_for
-from hsr_train.sweep.study_types import Pruning
+from hsr_train.sweep.pruning import MARKS, chosen_pruning, reports
+from hsr_train.sweep.study import Study
+from hsr_train.sweep.study_types import Pruning, Spec
+from hsr_train.sweep.summary import summarize
 from hsr_train.sweep.watch import Door, Watch, listen
+from hsr_train.sweep.worker import this_process
 
 sweep = test_sweep.sweep  # the fixture
 GOOD, BAD = "{optimizer.lr0: 0.001}", "{optimizer.lr0: 0.0001}"
@@ -133,6 +141,107 @@ def test_nothing_is_pruned_before_warmup_and_startup(name: str, warmup: int, sta
             found = epoch
             break
     assert found == end
+
+
+# ---- trials of different lengths, compared at marks
+
+
+def shown(epochs: int, last: int, **options: Any) -> list[tuple[dict[int, float], bool]]:
+    """Return what the epochs of a run add to a study, their values being their numbers; the last one is never shown."""
+    known: dict[int, float] = {}
+    found = []
+    for epoch in range(1, last + 1):
+        news, is_due = reports(replace(MARKED, **options), epoch, epochs, float(epoch), known)
+        known |= news
+        found.append((news, is_due))
+    return found
+
+
+MARKED = Pruning("median", 0, 2, MARKS, is_by_share=True)
+
+
+def test_a_mark_has_the_epoch_that_passed_it_and_one_run_over_that_before() -> None:
+    assert shown(3, 2) == [({6: 1.0}, True), (dict.fromkeys(range(7, 13), 1.0) | {13: 2.0}, True)]
+    assert [list(news) for news, _ in shown(20, 4)] == [[1], [2], [3], [4]]
+    assert [news for news, _ in shown(60, 7)] == [{}, {}, {1: 3.0}, {}, {}, {2: 6.0}, {}]
+    assert reports(None, 7, 9, 0.5, {}) == ({7: 0.5}, True)  # of one length: by epoch
+
+
+def test_nothing_is_pruned_at_the_first_mark_or_in_typed_epochs_nor_between_marks() -> None:
+    assert [is_due for _, is_due in shown(60, 7)] == [False] * 5 + [True, False]
+    assert [is_due for _, is_due in shown(3, 2, quiet=1)] == [False, True]
+    assert [is_due for _, is_due in shown(20, 4, quiet=0)] == [True] * 4
+
+
+def test_an_epoch_shown_again_adds_only_what_is_missing() -> None:
+    known = {6: 1.0} | dict.fromkeys(range(7, 13), 1.0) | {13: 2.0}
+    for told in range(1, len(known)):  # killed between two of them
+        half = dict(list(known.items())[:told])
+        news, is_due = reports(MARKED, 2, 3, 2.0, half)
+        assert half | news == known and is_due
+    assert reports(MARKED, 2, 3, 2.0, known) == ({}, True)
+    assert reports(MARKED, 7, 60, 7.0, {1: 3.0, 2: 6.0}) == ({}, False)
+    assert reports(MARKED, 8, 9, 8.0, {10: 7.0}) == (dict.fromkeys(range(11, 17), 7.0) | {17: 8.0}, True)  # replanned
+
+
+def test_a_median_needs_as_many_trials_at_a_mark_as_before_any_pruning() -> None:
+    study = optuna.create_study(direction="maximize", pruner=pruner_for(MARKED))
+    for epochs in (2, 4, 40):
+        trial = study.ask()
+        for news, _ in shown(epochs, epochs - 1):
+            for mark, value in news.items():
+                trial.report(value / epochs, mark)
+        study.tell(trial, 1.0)
+    for mark, end in ((5, True), (9, True), (10, True), (16, False)):  # at 16 one of them has been
+        bad = study.ask()
+        bad.report(0.0, mark)
+        assert bad.should_prune() == end
+        study.tell(bad, state=TrialState.PRUNED)
+
+
+@pytest.mark.parametrize(
+    ("trains", "differ"),
+    [
+        ([{}, {}], False),
+        ([{}, {"epochs": 6}], True),
+        ([{"max_steps": 600}], True),
+        ([{"time_budget": "1h"}], True),
+        ([{"finish_by": "18:00"}], True),
+    ],
+)
+def test_which_searches_have_trials_of_different_lengths(trains: list[dict[str, Any]], differ: bool) -> None:
+    experiments = [DetectExperiment(train=TrainConfig(epochs=5)) for _ in trains]
+    for experiment, train in zip(experiments, trains, strict=True):
+        for key, value in train.items():
+            setattr(experiment.train, key, value)
+    settings = SweepConfig(pruner_warmup=2)
+    experiments[0].sweep = settings
+    pruning, problems = chosen_pruning(experiments[0], experiments[1:], ["mAP50"], "tpe", Decisions())
+    assert pruning is not None and not problems
+    assert (pruning.is_by_share, pruning.steps, pruning.quiet) == ((True, MARKS, 2) if differ else (False, 5, None))
+    assert pruning.warmup == (0 if differ else 2)
+
+
+def test_a_study_of_trials_of_different_lengths(tmp_path: Path) -> None:
+    spec = Spec(f"sqlite:///{tmp_path}/s.db", "s", "detect", ["mAP50"], ["maximize"], 4, [LR], [], "random", 1)
+    door = Study()
+    door.open(replace(spec, pruning=MARKED), this_process())
+    ends = []
+    for epochs, value in ((4, 0.8), (40, 0.9), (40, 0.1), (2, 0.2)):
+        claim = door.claim()
+        assert claim is not None and claim.number is not None
+        epoch = next((e for e in range(1, epochs) if door.report(claim.number, e, epochs, value * e / epochs)), None)
+        ends.append(epoch)
+        if epoch is not None:
+            assert door.report(claim.number, epoch, epochs, 1.0)  # it goes on after a kill, and hears the same
+        door.tell(claim.number, "complete" if epoch is None else "pruned", None if epoch else [value], {})
+    assert ends == [None, None, 10, 1]  # two others have a value from a quarter of the run on
+    with door._told():
+        trials = door._trials()
+        summary = summarize(door._study(0), trials, 4, tmp_path)
+    door.close()
+    assert list(trials[0].intermediate_values) == [*range(5, 16)] and trials[2].intermediate_values[5] == 0.025
+    assert summary.trials[2].values == [0.025] and not any(t.steps for t in summary.trials)  # these are no epochs
 
 
 REFUSED = [
@@ -241,28 +350,28 @@ def test_killed_again_and_again_it_prunes_as_if_it_had_not_been(sweep: Sweep) ->
 def test_a_report_comes_through_the_socket_and_its_error_comes_back() -> None:
     heard = []
 
-    def report(number: int, epoch: int, value: float) -> bool:
-        heard.append((number, epoch, value, threading.current_thread() is threading.main_thread()))
+    def report(number: int, epoch: int, epochs: int, value: float) -> bool:
+        heard.append((number, epoch, epochs, value, threading.current_thread() is threading.main_thread()))
         if epoch == 3:
             raise RunError("the disk is full")
         return epoch == 2
 
     door = listen(report)
-    assert [door(7, 1, 0.5), door(7, 2, 0.25)] == [False, True]
-    assert heard == [(7, 1, 0.5, False), (7, 2, 0.25, False)]
+    assert [door(7, 1, 5, 0.5), door(7, 2, 5, 0.25)] == [False, True]
+    assert heard == [(7, 1, 5, 0.5, False), (7, 2, 5, 0.25, False)]
     with pytest.raises(RunError, match="the disk is full"):
-        door(7, 3, 0.1)
+        door(7, 3, 5, 0.1)
     stranger = Watch(Door(door.address, b"another"), 7, "mAP50")
-    stranger(2, {"mAP50": 0.1})  # is not listened to
+    stranger(2, 5, {"mAP50": 0.1})  # is not listened to
     assert len(heard) == 3
     with pytest.raises(PrunedError, match="Pruned after epoch 2: mAP50 0.1"):
-        Watch(door, 7, "mAP50")(2, {"mAP50": 0.1})
+        Watch(door, 7, "mAP50")(2, 5, {"mAP50": 0.1})
 
 
 def test_a_training_whose_study_is_gone_goes_on_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch(Door("\0hsr_train_nobody", b"key"), 1, "mAP50")
     for epoch in (1, 2, 3):
-        watch(epoch, {"mAP50": 0.1})
+        watch(epoch, 5, {"mAP50": 0.1})
     (warning,) = [r.getMessage() for r in caplog.records]
     assert warning.startswith("The study is not told of epoch 1, and prunes nothing: ConnectionRefusedError")
 
@@ -290,8 +399,9 @@ def test_a_cross_validation_shows_each_fold_but_the_last_and_may_end(tmp_path: P
     words = classify_runs.overrides(raw, tmp_path / "out", shared_cache, **small)
     shown: list[tuple[int, Mapping[str, float]]] = []
 
-    def watch(fold: int, metrics: Mapping[str, float]) -> None:
+    def watch(fold: int, folds: int, metrics: Mapping[str, float]) -> None:
         shown.append((fold, metrics))
+        assert folds == 3
         if len(shown) == 2:
             raise PrunedError("worse in both")
 
@@ -299,7 +409,7 @@ def test_a_cross_validation_shows_each_fold_but_the_last_and_may_end(tmp_path: P
         hsr_train.execute(hsr_train.compose(words), watch)
     assert not getattr(end.value, "__notes__", [])
     assert [fold for fold, _ in shown] == [1, 2] and all(0 <= metrics["accuracy"] <= 1 for _, metrics in shown)
-    hsr_train.execute(hsr_train.compose(words), lambda fold, metrics: shown.append((fold, metrics)))
+    hsr_train.execute(hsr_train.compose(words), lambda fold, _, metrics: shown.append((fold, metrics)))
     assert [fold for fold, _ in shown[2:]] == [1, 2]  # those that were done are shown again, so that none is missing
     assert [metrics for _, metrics in shown[2:]] == [metrics for _, metrics in shown[:2]]
 

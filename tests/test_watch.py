@@ -31,11 +31,11 @@ def words(request: pytest.FixtureRequest, small_set: Path, tmp_path: Path, share
 
 
 def test_a_watched_run_shows_every_epoch_but_the_last_with_its_recorded_metrics(words: Words, tmp_path: Path) -> None:
-    seen: dict[int, dict[str, float]] = {}
+    seen: dict[tuple[int, int], dict[str, float]] = {}
     result = execute(
-        hsr_train.compose(words(tmp_path / "out")), lambda epoch, metrics: seen.update({epoch: dict(metrics)})
+        hsr_train.compose(words(tmp_path / "out")), lambda epoch, of, metrics: seen.update({(epoch, of): dict(metrics)})
     )
-    assert list(seen) == [1, 2] and result.epochs_completed == 3
+    assert list(seen) == [(1, 3), (2, 3)] and result.epochs_completed == 3
     assert result.run_dir is not None
     for epoch, row in zip(seen, rows(result.run_dir), strict=False):
         recorded = {float(value) for value in row.values() if value}
@@ -45,7 +45,7 @@ def test_a_watched_run_shows_every_epoch_but_the_last_with_its_recorded_metrics(
 def test_a_run_given_up_ends_within_its_epoch_and_keeps_its_record(words: Words, tmp_path: Path) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
 
-    def give_up(epoch: int, metrics: Mapping[str, float]) -> None:
+    def give_up(epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         seen.append((epoch, dict(metrics)))
         if epoch == 2:
             raise PrunedError("worse than the others")

@@ -30,7 +30,12 @@ def register() -> None:
     store = ConfigStore.instance()
     for task, schema in SCHEMAS.items():
         store.store(group="schema", name=task, node=schema, package="_global_", provider=_PROVIDER, replace=True)
-    sweeper = {"_target_": "hsr_train.sweep.sweeper.HsrSweeper", "params": None}
+    sweeper = {
+        "defaults": [{"sampler": None}],
+        "_target_": "hsr_train.sweep.sweeper.HsrSweeper",
+        "_convert_": "all",
+        "params": None,
+    }
     store.store(group="hydra/sweeper", name="hsr", node=sweeper, provider=_PROVIDER, replace=True)
     for file in sorted(SWEEPS_DIR.glob("*.yaml")):
         node = yaml.safe_load(file.read_text(encoding="utf-8"))

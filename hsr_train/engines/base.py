@@ -20,13 +20,14 @@ from hsr_train.run.events import EventWriter
 from hsr_train.run.log import TrainLogHandler
 from hsr_train.run.status import StatusWriter
 
-Watch = Callable[[int, Mapping[str, float]], None]
-"""Is told an epoch that is recorded, counted from 1, and its validation metrics; raises PrunedError to end the run.
+Watch = Callable[[int, int, Mapping[str, float]], None]
+"""Is told an epoch that is recorded, counted from 1, how many there are to be, and its validation metrics; raises
+PrunedError to end the run.
 
 A run that goes on shows the last epoch of its state again: it may have been killed before anybody saw it."""
 
 
-def _unwatched(epoch: int, metrics: Mapping[str, float]) -> None:
+def _unwatched(epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
     """Let every epoch pass."""
 
 

@@ -1,4 +1,4 @@
-"""Optuna's pruners by name, with what was asked of them; the step of a report is the epoch, counted from 1."""
+"""Optuna's pruners by name, with what was asked of them; steps are those of `pruning.reports`, from 1."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ PATIENCE = 3
 P_WORSE = 0.15
 """Of a signed-rank test: three folds of three that are all worse come to 0.125. Optuna's 0.1 asks for four."""
 
+
+def _of_percentiles(p: Pruning) -> dict[str, int]:
+    """Return their options. Their steps begin at 0: step W is the first that may end a trial."""
+    least = max(p.startup, 1)  # of them with a value at the step, which those that ended early may lack
+    return {"n_startup_trials": p.startup, "n_warmup_steps": p.warmup + 1, "n_min_trials": least}
+
+
 _MAKERS: dict[str, Callable[[Pruning], BasePruner]] = {
     "none": lambda p: NopPruner(),
-    # Their steps begin at 0: step W is the first that may end a trial.
-    "median": lambda p: MedianPruner(n_startup_trials=p.startup, n_warmup_steps=p.warmup + 1),
-    "percentile": lambda p: PercentilePruner(PERCENTILE, n_startup_trials=p.startup, n_warmup_steps=p.warmup + 1),
-    "patient": lambda p: PatientPruner(
-        MedianPruner(n_startup_trials=p.startup, n_warmup_steps=p.warmup + 1), patience=PATIENCE
-    ),
+    "median": lambda p: MedianPruner(**_of_percentiles(p)),
+    "percentile": lambda p: PercentilePruner(PERCENTILE, **_of_percentiles(p)),
+    "patient": lambda p: PatientPruner(MedianPruner(**_of_percentiles(p)), patience=PATIENCE),
     "hyperband": lambda p: HyperbandPruner(
-        min_resource=min(p.warmup + 1, p.epochs), max_resource=p.epochs, reduction_factor=3
+        min_resource=min(p.warmup + 1, p.steps), max_resource=p.steps, reduction_factor=3
     ),
     "wilcoxon": lambda p: WilcoxonPruner(p_threshold=P_WORSE),
 }

@@ -1,7 +1,12 @@
-"""Which pruner a sweep has, and why it may have none; no optuna, which `pruners` asks for them."""
+"""Which pruner a sweep has, or why none, and at which steps its trials are compared; no optuna, which `pruners` asks.
+
+Trials of one length are compared epoch by epoch (cross-validations fold by fold). Where their lengths may differ, they
+are compared at marks: 20 of each run, at equal shares of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hsr_train.decisions import Decisions
@@ -12,15 +17,21 @@ from hsr_train.sweep.study_types import Pruning
 KEY = "sweep.pruner"
 WHOLE = "wilcoxon"
 """Of trials that are cross-validations: it compares fold by fold."""
+MARKS = 20
+"""Of the whole run, each at a twentieth of it; the last one is its end, which is not reported."""
+SHARE = "twentieth of the run"
+_LENGTHS = ("max_steps", "time_budget", "finish_by")
+"""Of `train`: what decides the number of epochs later, for each trial by itself."""
 
 
 def chosen_pruning(
-    experiment: Any, objectives: list[str], sampler: str, decisions: Decisions
+    experiment: Any, points: Iterable[Any], objectives: list[str], sampler: str, decisions: Decisions
 ) -> tuple[Pruning | None, list[Problem]]:
     """Return how a sweep gives trials up, and what is wrong with what was typed for it.
 
     Args:
         experiment: Of the search's first point.
+        points: Further points of it, which together have all that a trial's length may depend on.
         objectives: What is searched for.
         sampler: `sweep.sampler`, decided.
         decisions: Receives the pruner if nobody typed one.
@@ -49,9 +60,54 @@ def chosen_pruning(
     if asked == "hyperband" and settings.constraints:
         allowed = "compares with trials that break sweep.constraints, too"
         problems.append(Problem(KEY, asked, allowed, f"{KEY}=median, or leave it out"))
-    epochs = int(experiment.train.epochs)
+    epochs, startup = int(experiment.train.epochs), int(settings.pruner_startup)
+    if not experiment.is_cross_validation and have_different_lengths([experiment, *points]):
+        return Pruning(name, 0, startup, MARKS, is_by_share=True, quiet=settings.pruner_warmup), problems
     warmup = warmup_of(epochs) if settings.pruner_warmup is None else int(settings.pruner_warmup)
-    return Pruning(name, warmup, int(settings.pruner_startup), epochs), problems
+    return Pruning(name, warmup, startup, epochs), problems
+
+
+def have_different_lengths(points: Iterable[Any]) -> bool:
+    """Return whether the trials of a search may have different numbers of epochs.
+
+    Args:
+        points: Experiments with both ends of each interval and every choice.
+    """
+    trains = [experiment.train for experiment in points]
+    undecided = any(getattr(train, key) is not None for train in trains for key in _LENGTHS)
+    return undecided or len({train.epochs for train in trains}) > 1
+
+
+def step_name(pruning: Pruning | None) -> str:
+    """Return what a study's steps are; a study keeps to it."""
+    return SHARE if pruning is not None and pruning.is_by_share else "epoch"
+
+
+def reports(
+    pruning: Pruning | None, epoch: int, epochs: int, value: float, known: Mapping[int, float]
+) -> tuple[dict[int, float], bool]:
+    """Return what an epoch adds to a trial's steps, and whether its pruner is to be asked.
+
+    An epoch, or the first of several, that ends between two marks counts at the one that it has passed. A mark that a
+    long epoch has run over gets the value of the epoch before: what was known there. So a trial is compared with what
+    others had come to when they were as far, within a twentieth, and with none before its first epoch. Shown the same
+    epoch again, it adds what is missing, and nothing twice.
+
+    Args:
+        pruning: Of the study.
+        epoch: From 1, or a fold.
+        epochs: Of the whole run, as far as is known now.
+        value: The objective after it.
+        known: The trial's steps in the study.
+    """
+    if pruning is None or not pruning.is_by_share:
+        return ({} if epoch in known else {epoch: value}), True
+    mark, last, news = MARKS * epoch // epochs, max(known, default=0), {}
+    if mark > last:
+        news = {between: known[last] for between in range(last + 1, mark) if last}
+        news[mark] = value
+    is_due = mark > MARKS * (epoch - 1) // epochs or bool(news)
+    return news, is_due and (mark > 1 if pruning.quiet is None else epoch > pruning.quiet)
 
 
 def warmup_of(epochs: int) -> int:

@@ -9,7 +9,7 @@ What comes after a search is a study, too, with trials that are given (`stages`)
 A trial's user attributes: `worker` (who has it, as `run.status` describes a process, with a heartbeat), `overrides`,
 `directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `measured` (what has a limit),
 `seconds`, `epochs`, or `error` (with a traceback), `cause`, `exit_status`. The study's: `format`, `task`, `objectives`,
-`constraints`, `space`, `command`.
+`constraints`, `space`, `step` (what reports are counted in), `command`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from hsr_train.sweep.objectives import broken, excess
 from hsr_train.sweep.points import difference, distributions, given_points
 from hsr_train.sweep.progress import closing
 from hsr_train.sweep.pruners import FeasibleStudy, pruner_for
+from hsr_train.sweep.pruning import reports, step_name
 from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
 from hsr_train.sweep.stages import SIGNED, Planned, distinct, planned, with_stages
@@ -83,7 +84,7 @@ class Study:
         self.n_trials = spec.n_trials or len(self.points)
         if spec.sampler == "grid":
             self.n_trials = min(self.n_trials, len(self.points))
-        sampler_for(spec.sampler, spec.seed, 0)
+        sampler_for(spec.sampler, spec.seed, 0, spec.sampler_options)
         self.storage = self._storage = open_storage(spec.url)
         directions = [StudyDirection[name.upper()] for name in spec.directions]
         with self._told():
@@ -155,8 +156,8 @@ class Study:
                 time.sleep(pause_s)
         raise AssertionError("unreachable")
 
-    def report(self, number: int, epoch: int, value: float) -> bool:
-        """Record the objective after an epoch of this worker's trial; return whether to give the trial up.
+    def report(self, number: int, epoch: int, epochs: int, value: float) -> bool:
+        """Record the objective after an epoch, of so many, of this worker's trial; return whether to give the trial up.
 
         A run that goes on shows its last epoch again: what was recorded stays, and so does what was decided.
         """
@@ -167,13 +168,13 @@ class Study:
                     return False
                 if "pruned_at" in trial.user_attrs:
                     return True
-                if epoch not in trial.intermediate_values:
-                    self.storage.set_trial_intermediate_value(self._id(number), epoch, value)
-                    trial = self.storage.get_trial(self._id(number))
+                news, is_due = reports(self.spec.pruning, epoch, epochs, value, trial.intermediate_values)
+                for step, of_step in news.items():
+                    self.storage.set_trial_intermediate_value(self._id(number), step, of_step)
                 study = self._study(number)
                 if self.spec.constraints:
                     study = FeasibleStudy(study.study_name, self.storage, study.sampler, study.pruner)
-                if not study.pruner.prune(study, trial):
+                if not is_due or not study.pruner.prune(study, self.storage.get_trial(self._id(number))):
                     return False
                 self.storage.set_trial_user_attr(self._id(number), "pruned_at", epoch)
                 return True
@@ -287,7 +288,7 @@ class Study:
 
     def _study(self, number: int) -> optuna.Study:
         """Return the study with the sampler of one trial: made anew, so that it depends on the number alone."""
-        sampler = sampler_for(self.spec.sampler, self.spec.seed, number)
+        sampler = sampler_for(self.spec.sampler, self.spec.seed, number, self.spec.sampler_options)
         pruner = pruner_for(self.spec.pruning)
         return optuna.load_study(study_name=self.spec.name, storage=self.storage, sampler=sampler, pruner=pruner)
 
@@ -325,6 +326,7 @@ class Study:
             "constraints": self.spec.constraints,
             "space": {name: json.loads(optuna.distributions.distribution_to_json(d)) for name, d in self.space.items()},
             "fixed": sorted(self.spec.fixed),
+            "step": step_name(self.spec.pruning),
         } | ({} if self.spec.stage is None else {SIGNED: self.spec.stage.kind})
         theirs = study.user_attrs
         if "format" not in theirs and not study.get_trials(deepcopy=False):  # or its maker was killed

@@ -20,15 +20,19 @@ class Pruning:
 
     Attributes:
         name: `sweep.pruner`, decided.
-        warmup: Epochs of a trial before that.
+        warmup: Steps of a trial before that, where these are no marks.
         startup: Trials that must be complete before that.
-        epochs: Of a whole trial.
+        steps: Of a whole trial: epochs or folds; of trials of different lengths, marks (`pruning.MARKS`).
+        is_by_share: Whether they are marks.
+        quiet: Epochs of such a trial before that; None: the first mark.
     """
 
     name: str
     warmup: int
     startup: int
-    epochs: int
+    steps: int
+    is_by_share: bool = False
+    quiet: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Spec:
         n_trials: Total; None: the whole grid.
         lines: The searched keys, as typed.
         fixed: What else decides what a trial comes to; another value makes another study.
-        sampler: `sweep.sampler`, decided.
+        sampler: `sweep.sampler`, decided, or the choice of `hydra/sweeper/sampler`.
         seed: Of the sampler.
         own: What the searched keys are without the search: trial 0, as far as it lies in the space.
         enqueue: Points that are tried next.
@@ -79,6 +83,7 @@ class Spec:
         folder: Where the runs of its trials lie, below the sweep's folder.
         noun: What a trial of it is called.
         stage: What comes after a search; None: it is the search.
+        sampler_options: Content of `hydra/sweeper/sampler`, its class (`_target_`) among them; None: ours.
     """
 
     url: str
@@ -98,6 +103,7 @@ class Spec:
     command: list[str] = field(default_factory=list)
     pruning: Pruning | None = None
     constraints: dict[str, float] = field(default_factory=dict)
+    sampler_options: dict[str, Any] | None = None
     folder: str = "trials"
     noun: str = "Trial"
     stage: Stage | None = None

@@ -19,6 +19,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.sweep.objectives import MAXIMIZE, broken
+from hsr_train.sweep.pruning import SHARE
 from hsr_train.sweep.repeated import Repeated, repeated
 
 FEWEST = 10
@@ -54,7 +55,7 @@ class TrialSummary:
         values: The objectives; of a pruned one its last, if it had any.
         params: The searched values by key.
         overrides: The same, as they would be typed.
-        steps: The objective by epoch, as far as it was reported to the study.
+        steps: The objective by epoch, as far as it was reported to the study by epoch.
         epochs: Epochs that were trained.
         seconds: How long it took.
         directory: Where its run is or was.
@@ -235,7 +236,10 @@ def summarize(study: optuna.Study, trials: list[FrozenTrial], n_trials: int, hom
         directions=[d.name.lower() for d in study.directions],
         n_trials=n_trials,
         parameters=[_parameter(name, d) for name, d in distributions.items()],
-        trials=[trial_summary(t, home / "trials", signed.get("constraints") or {}) for t in begun],
+        trials=[
+            trial_summary(t, home / "trials", signed.get("constraints") or {}, is_by_epoch=signed.get("step") != SHARE)
+            for t in begun
+        ],
         command=list(signed.get("command", [])),
         constraints=dict(signed.get("constraints") or {}),
     )
@@ -276,13 +280,16 @@ def _parameter(name: str, distribution: Any) -> Parameter:
     return Parameter(name, is_log=distribution.log)
 
 
-def trial_summary(trial: FrozenTrial, folder: Path, constraints: Mapping[str, float]) -> TrialSummary:
+def trial_summary(
+    trial: FrozenTrial, folder: Path, constraints: Mapping[str, float], *, is_by_epoch: bool = True
+) -> TrialSummary:
     """Return a trial that was begun as plain values.
 
     Args:
         trial: As its study has it.
         folder: Where the runs of that study's trials lie.
         constraints: Limits by name.
+        is_by_epoch: Whether its reports are counted in epochs.
     """
     notes, worker = trial.user_attrs, trial.user_attrs.get("worker")
     is_judged = bool(trial.constraints) and trial.state == TrialState.COMPLETE  # not: killed before it was told
@@ -296,7 +303,7 @@ def trial_summary(trial: FrozenTrial, folder: Path, constraints: Mapping[str, fl
         values=list(trial.values) if trial.values is not None else None,
         params=dict(trial.params) or typed,
         overrides=overrides,
-        steps={step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)},
+        steps={s: v for s, v in trial.intermediate_values.items() if is_by_epoch and math.isfinite(v)},
         epochs=notes.get("epochs"),
         seconds=notes.get("seconds"),
         directory=here if here.exists() else known,

@@ -51,13 +51,25 @@ NO_MATTER = (
 class HsrSweeper(Sweeper):
     """`hydra/sweeper=hsr`; the task function is the command's job (`worker.Job`)."""
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
+    def __init__(self, params: dict[str, str] | None = None, sampler: dict[str, Any] | None = None) -> None:
         self.params = params
+        self.options = sampler
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Keep the job; Hydra's launcher takes no part."""
+        """Keep the job, and what was chosen of Hydra's groups.
+
+        Raises:
+            InputError: Hydra's launcher is to take part, which it does not.
+        """
         self.config_loader = hydra_context.config_loader
         self.job = task_function
+        chosen = config.hydra.runtime.choices
+        self.sampler = chosen.get("hydra/sweeper/sampler")
+        launcher = chosen.get("hydra/launcher")
+        if launcher not in (None, "basic"):
+            allowed = "takes no part: a sweep's workers take its trials themselves"
+            remedy = "sweep.jobs=N for N workers here, or the same command as N jobs (docs/sweeps.md, On a cluster)"
+            raise InputError(Problem("hydra/launcher", str(launcher), allowed, remedy))
 
     def sweep(self, arguments: list[str]) -> None:
         """Check everything that is searched, then run what is missing of the study.
@@ -77,11 +89,13 @@ class HsrSweeper(Sweeper):
         problems += wrong + not_measurable(first, goals, detect())
         if LATENCY in goals and MEASURE not in [d.key for d in space.dimensions]:
             space = space.with_fixed(f"{MEASURE}=true")
-        sampler = _sampler(space, settings)
-        problems += _problems(space, first, sampler) + warm_start_problems(settings, sampler) + same_thing(space)
-        decisions = Decisions()
-        pruning, wrong = chosen_pruning(first, objectives, sampler, decisions)
-        problems += wrong
+        sampler = str(self.sampler) if self.options is not None else _sampler(space, settings)
+        problems += (
+            self._of_sampler(arguments)
+            + _problems(space, first, sampler)
+            + warm_start_problems(settings, sampler)
+            + same_thing(space)
+        )
         points = space.grid() if sampler == "grid" else space.ends()
         checked: dict[tuple[str, ...], Any] = {}
         for point in points:
@@ -89,6 +103,9 @@ class HsrSweeper(Sweeper):
                 checked[tuple(point)] = self.job.compose(point)
             except InputError as error:
                 problems += [p for p in error.problems if p not in problems]
+        decisions = Decisions()
+        pruning, wrong = chosen_pruning(first, checked.values(), objectives, sampler, decisions)
+        problems += wrong
         problems += [] if problems else without_effect(space, checked, goals)
         problems += after_problems(settings, space, Typed.parse(arguments).keys, list(checked.values()))
         later = [] if problems else self._composed_ahead(settings, space, list(checked.values()))
@@ -104,6 +121,7 @@ class HsrSweeper(Sweeper):
             log.info(
                 "sweep.sampler=%s does not look at sweep.constraints: what breaks one is only not the best", sampler
             )
+        options = self.options or {}
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
         home, name = _place(first, space, typed)
         spec = Spec(
@@ -116,7 +134,7 @@ class HsrSweeper(Sweeper):
             lines=[d.line for d in space.dimensions],
             fixed=_fixed(space),
             sampler=sampler,
-            seed=settings.seed,
+            seed=settings.seed if options.get("seed") is None else int(options["seed"]),
             own=own_values(space, self.job) if sampler != "grid" else {},
             enqueue=[dict(point) for point in settings.enqueue],
             warm_start=settings.warm_start,
@@ -124,6 +142,7 @@ class HsrSweeper(Sweeper):
             command=[_without_password(word) for word in sys.argv],
             pruning=pruning,
             constraints=constraints,
+            sampler_options=None if sampler == "grid" else self.options,
         )
         specs = [spec, *stages_after(settings, spec, list(checked.values()), home)]
         _make(home)
@@ -163,6 +182,21 @@ class HsrSweeper(Sweeper):
         """Return the search's first point as what comes after a search would have it, so that it can be refused now."""
         return [self.job.compose(overridden(space.first(), words)) for words in first_words(settings, experiments)]
 
+    def _of_sampler(self, arguments: list[str]) -> list[Problem]:
+        """Return what does not go with a choice of `hydra/sweeper/sampler`."""
+        if self.options is None:
+            return []
+        problems = []
+        for key, typed in (word.lstrip("+").split("=", 1) for word in arguments if "=" in word):
+            if key == "sweep.sampler" and typed != self.sampler:
+                allowed = f"is another one than hydra/sweeper/sampler={self.sampler}"
+                problems.append(Problem(key, typed, allowed, "type one of them"))
+        if self.options.get("constraints_func") is not None:
+            function = str(self.options["constraints_func"])
+            allowed, key = "would not reach the study's own process", "hydra.sweeper.sampler.constraints_func"
+            problems.append(Problem(key, function, allowed, "sweep.constraints={METRIC: MOST}"))
+        return problems
+
 
 def _study(job: Any) -> StudyDoor:
     """Return a door to the study: in a process of its own where this one forks its runs."""
@@ -186,7 +220,7 @@ def _problems(space: Space, experiment: Any, sampler: str) -> list[Problem]:
         problems.append(Problem("--multirun", "", "nothing is searched: no key has several values", remedy))
     if sampler == "grid":
         allowed = "is a range to sample from, which a grid cannot do"
-        remedy = "{}=A,B,C, or sweep.sampler=tpe"
+        remedy = "{}=A,B,C, or another sampler, such as tpe"
         problems += [Problem(d.key, d.text, allowed, remedy.format(d.key)) for d in space.continuous]
     if experiment.mode not in ("train", "check"):
         allowed = "has nothing that a search could compare"

@@ -23,8 +23,8 @@ from hsr_train.errors import HsrTrainError, PrunedError
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[int, int, float], bool]
-"""Tells a study a trial's number, an epoch and its value; returns whether to give the trial up."""
+Report = Callable[[int, int, int, float], bool]
+"""Tells a study a trial's number, an epoch, how many there are to be, and its value; returns whether to give it up."""
 
 PATIENCE_S = 30.0
 """So long a training waits for what the study says."""
@@ -44,7 +44,7 @@ class Door:
     address: Any
     key: bytes = field(repr=False)
 
-    def __call__(self, number: int, epoch: int, value: float) -> bool:
+    def __call__(self, number: int, epoch: int, epochs: int, value: float) -> bool:
         """Report an epoch; see `Report`.
 
         Raises:
@@ -53,7 +53,7 @@ class Door:
             HsrTrainError: It refuses.
         """
         with Client(self.address, authkey=self.key) as connection:
-            connection.send((number, epoch, value))
+            connection.send((number, epoch, epochs, value))
             if not connection.poll(PATIENCE_S):
                 raise TimeoutError(f"no answer in {PATIENCE_S:.0f} s")
             is_sound, answer = connection.recv()
@@ -76,15 +76,15 @@ class Watch:
         self._report, self._number, self._objective, self._of = report, number, objective, of
         self._complained = False
 
-    def __call__(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Report an epoch that is recorded, counted from 1.
+    def __call__(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Report an epoch that is recorded, counted from 1, of so many.
 
         Raises:
             PrunedError: The trial is to end here.
         """
         value = float(metrics[self._objective])
         try:
-            is_hopeless = self._report(self._number, epoch, value)
+            is_hopeless = self._report(self._number, epoch, epochs, value)
         except (HsrTrainError, OSError, EOFError, AuthenticationError) as error:
             if not self._complained:
                 log.warning("The study is not told of %s %d, and prunes nothing: %r", self._of, epoch, error)
@@ -119,9 +119,9 @@ def _accept(listener: Listener, report: Report) -> None:
 def _answer(connection: Connection, report: Report) -> None:
     with connection:
         try:
-            number, epoch, value = connection.recv()
+            number, epoch, epochs, value = connection.recv()
             try:
-                answer: tuple[bool, Any] = True, report(number, epoch, value)
+                answer: tuple[bool, Any] = True, report(number, epoch, epochs, value)
             except Exception as error:
                 answer = False, error
             connection.send(answer)

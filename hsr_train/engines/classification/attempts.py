@@ -103,7 +103,7 @@ class Attempts:
                 keeper = Keeper(context, records, saver, experiment, self.inputs, training.measured_imgsz)
                 is_over = _is_over(training)
                 if state and not is_over and done < experiment.train.epochs:
-                    context.watch(done, state["metrics"])
+                    context.watch(done, experiment.train.epochs, state["metrics"])
                 epochs = done if is_over else Loop(training, experiment, keeper, recovery, context.pace).train()
             finally:
                 training.close()

@@ -84,9 +84,9 @@ class Keeper:
         self._saver.submit(partial(self._save, state))
         self._records.report(epoch, figures, seconds, improved=improved)
 
-    def watch(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Show an epoch (counted from 1) to whoever watches the run, who may end it."""
-        self._context.watch(number, metrics)
+    def watch(self, number: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Show an epoch (counted from 1, of so many) to whoever watches the run, who may end it."""
+        self._context.watch(number, epochs, metrics)
 
     def _save(self, state: dict[str, Any]) -> None:
         """Write a state and then the weights files of its epoch; not in the main thread."""
@@ -114,5 +114,5 @@ class Silent:
     ) -> None:
         """See `Keeper`."""
 
-    def watch(self, number: int, metrics: Mapping[str, float]) -> None:
+    def watch(self, number: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """See `Keeper`."""

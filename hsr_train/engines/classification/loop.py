@@ -193,7 +193,7 @@ class Loop:
         elif stop:
             log.info("Stopped early: no better val %s for %d epochs", train.best, train.patience)
         elif epoch + 1 < self.epochs:
-            self.keeper.watch(epoch + 1, found.metrics())
+            self.keeper.watch(epoch + 1, self.epochs, found.metrics())
         return stop
 
     def _must_end(self, done: int, total: int) -> bool:

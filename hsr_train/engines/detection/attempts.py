@@ -108,7 +108,7 @@ class Attempts:
                 loop = Loop(trainer, experiment, monitor, context, saver, state["best_epoch"] if state else 0, average)
                 finished = state is not None and state["stopped"] and not extended
                 if state and not finished and done < trainer.epochs:
-                    context.watch(done, state["metrics"])
+                    context.watch(done, trainer.epochs, state["metrics"])
                 epochs = done if finished else loop.train()
             finally:
                 trainer.close()

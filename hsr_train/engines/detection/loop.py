@@ -284,7 +284,7 @@ class Loop:
         if stop:
             log.info("Stopped early: no better validation fitness for %d epochs", self.experiment.train.patience)
         elif epoch + 1 < trainer.epochs:
-            self.context.watch(epoch + 1, metrics)
+            self.context.watch(epoch + 1, trainer.epochs, metrics)
         return stop
 
     def _require_records(self) -> None:
