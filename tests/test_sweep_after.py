@@ -210,7 +210,7 @@ def test_what_failed_each_time_has_no_mean_and_is_said(tmp_path: Path) -> None:
 
 def test_who_is_repeated_is_decided_by_the_search_alone() -> None:
     trials = [trial(0, 0.5), trial(1, 0.9), trial(2, 0.8), replace(trial(3, 0.9), overrides=["optimizer.lr0=1"])]
-    trials += [trial(4, state="fail"), replace(trial(5, 1.0), is_feasible=False)]
+    trials += [trial(4, state="fail"), replace(trial(5, 1.0), broken="latency_ms 9 > 1")]
     found = summary(trials, [trial(0, 0.7, of=0, seed=1), trial(1, 0.1, of=1, seed=1)])
     runs = planned(stage(seeds=(1, 2), top_k=2), found)
     assert [(run.of, run.overrides[-1]) for run in runs] == [
