@@ -240,13 +240,13 @@ def test_another_limit_is_another_study(made: Any) -> None:
 @pytest.mark.parametrize("is_limited", [True, False], ids=["limited", "without limits"])
 def test_trials_that_break_a_limit_end_no_other_one(made: Any, is_limited: bool) -> None:
     """Three slow ones are the best at each epoch; one that is fast has a value below theirs, and goes on."""
-    pruning = Pruning("median", warmup=0, startup=2, epochs=3)
+    pruning = Pruning("median", warmup=0, startup=2, steps=3)
     study = made(4, LIMITED if is_limited else {}, pruning=pruning)
     for _ in range(3):
         claim = study.claim()
-        assert not study.report(claim.number, 1, 0.9)
+        assert not study.report(claim.number, 1, 3, 0.9)
         study.tell(claim.number, "complete", [0.9], {"measured": {"latency_ms": 30.0}})
-    assert study.report(study.claim().number, 1, 0.5) is not is_limited
+    assert study.report(study.claim().number, 1, 3, 0.5) is not is_limited
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
