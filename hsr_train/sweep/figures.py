@@ -70,7 +70,7 @@ def over_seeds(summary: Summary) -> Figure | None:
             assert r.mean is not None
             seeds = [values[place] for _, values in r.results]
             labels = ("another seed", "mean ± sd", "in the search") if y == 0 else ("", "", "")
-            axes.plot(seeds, [y] * len(seeds), "o", color=GREY, ms=5, label=labels[0])
+            axes.plot(seeds, [y] * len(seeds), "o", color=GREY, ms=5, zorder=3, label=labels[0])
             spread = r.sd[place] if r.sd else None
             axes.errorbar(
                 r.mean[place], y, xerr=spread, fmt="|", color=BLUE, ms=16, mew=2, lw=1.5, capsize=4, label=labels[1]
