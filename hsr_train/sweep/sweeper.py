@@ -118,9 +118,7 @@ class HsrSweeper(Sweeper):
                 self.job.run(experiment)
             return
         if constraints and sampler not in LIMITED:
-            log.info(
-                "sweep.sampler=%s does not look at sweep.constraints: what breaks one is only not the best", sampler
-            )
+            log.info("sweep.sampler=%s does not look at sweep.constraints; what breaks one only has no rank", sampler)
         options = self.options or {}
         n_trials = _n_trials(space, settings, sampler, len(points), decisions)
         home, name = _place(first, space, typed)
