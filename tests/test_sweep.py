@@ -261,15 +261,23 @@ def test_ctrl_c_ends_all_jobs_and_gives_their_trials_back(sweep: Sweep) -> None:
 
 
 @pytest.mark.slow
-def test_a_journal_file_holds_a_study(sweep: Sweep) -> None:
+def test_a_journal_file_holds_a_study_and_a_job_that_is_ended_and_queued_again_goes_on(sweep: Sweep) -> None:
     journal = sweep.folder / "shared disk.log"
-    both = [sweep.start(LR, "sweep.n_trials=4", f"sweep.storage='{journal}'", SWEEP_EPOCH_S="0.3") for _ in range(2)]
+    words = (LR, "sweep.n_trials=4", f"sweep.storage='{journal}'")
+    both = [sweep.start(*words, SWEEP_EPOCH_S="1.5") for _ in range(2)]
+    until(lambda: len({line.split()[0] for line in sweep.epochs() if line.split()[1] == "2"}) == 2)
+    os.killpg(both[0].pid, signal.SIGTERM)  # every process of it, as a scheduler does at a job's time limit
+    status, errors = ended(both[0])
+    assert status == 143 and "type the same command again" in errors
+    both[0] = sweep.start(*words, SWEEP_EPOCH_S="0.3")
     for process in both:
         status, errors = ended(process)
         assert status == 0, errors
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
     require_complete(sweep, 4, storage)
     assert not (sweep.home / "study.db").exists()
+    begun = [line.rpartition(" ")[0] for line in sweep.epochs()]
+    assert sorted(set(begun)) == [f"{trial} {epoch}" for trial in range(4) for epoch in (1, 2)] and len(begun) == 9
 
 
 def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(sweep: Sweep) -> None:

@@ -20,7 +20,7 @@ COSTS = (TIME, LATENCY, MEMORY)
 """Beside the metrics in training_result.json; less is better."""
 MEASURE = "train.measure_latency"
 """The key without which a run has no latency."""
-LIMITED = ("tpe", "gp", "nsgaii")
+LIMITED = ("tpe", "gp", "nsgaii", "nsgaiii")
 """Samplers that take broken constraints into account."""
 
 
