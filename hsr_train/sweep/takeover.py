@@ -33,10 +33,11 @@ class Hands:
         storage: Of the study.
         study_id: The study's.
         worker: Who it is, as `run.status` describes a process.
+        noun: What a trial is called.
     """
 
-    def __init__(self, storage: BaseStorage, study_id: int, worker: dict[str, Any]) -> None:
-        self._storage, self._study_id, self._worker = storage, study_id, worker
+    def __init__(self, storage: BaseStorage, study_id: int, worker: dict[str, Any], noun: str) -> None:
+        self._storage, self._study_id, self._worker, self._noun = storage, study_id, worker, noun
         self.current: int | None = None
         """Number of the trial that it runs."""
 
@@ -79,7 +80,7 @@ class Hands:
             mine = now.user_attrs.get("taken_over_by") == token
             same = now.user_attrs.get("worker") == trial.user_attrs.get("worker")
             if now.state == TrialState.RUNNING and mine and same:
-                log.info("Trial %d was left by %s and goes on", trial.number, _who(trial))
+                log.info("%s %d was left by %s and goes on", self._noun, trial.number, _who(trial))
                 self._storage.set_trial_state_values(self._id(trial), TrialState.WAITING)
         return bool(ending), True
 

@@ -111,6 +111,9 @@ class Worker:
             if not has_result:
                 self._require_hope()
 
+    def _name(self, number: int | None) -> str:
+        return f"{self.spec.noun} {number}"
+
     def _in_other_hands(self) -> int:
         states = self.study.standing().states
         return states["running"] + states["waiting"]
@@ -118,7 +121,7 @@ class Worker:
     def _trial(self, number: int, claim: Claim) -> bool:
         """Run one trial and tell of it; return whether it came to a result."""
         place = self.home / self.spec.folder / str(number)
-        began, name = time.monotonic(), f"{self.spec.noun} {number}"
+        began, name = time.monotonic(), self._name(number)
         log.info("%s of %d: %s", name, self.total, " ".join(claim.overrides))
         self.study.note(number, {"directory": str(place)})
         try:
@@ -161,20 +164,22 @@ class Worker:
         try:
             self.study.release(number)
         except HsrTrainError as error:  # the stop goes on; the trial is found by its dead worker
-            log.warning("Trial %d is not given back: %s", number, error)
+            log.warning("%s is not given back: %s", self._name(number), error)
 
     def _record(self, claim: Claim, place: Path) -> dict[str, Any]:
         """Run a trial, or what is missing of it; return its training_result.json, or what stands for it."""
         if claim.directory is not None and Path(claim.directory) != place and not is_run(place):
-            log.warning("Trial %d starts anew: its run is not on this machine (%s)", claim.number, claim.directory)
+            log.warning(
+                "%s starts anew: its run is not on this machine (%s)", self._name(claim.number), claim.directory
+            )
         run, status = RunDirectory(place), read_status(place / "status.json") if is_run(place) else None
         if status is not None and status.get("state") == "completed":
-            log.info("Trial %d is done: %s", claim.number, place)
+            log.info("%s is done: %s", self._name(claim.number), place)
             return _read(run)
         if status is not None and status.get("state") == "pruned":
             raise PrunedError(str(status.get("message")))
         if status is not None:
-            log.info("Trial %d goes on: %s", claim.number, place)
+            log.info("%s goes on: %s", self._name(claim.number), place)
             self.job.run(self.job.again([f"resume={place}"]), self._watch(claim.number))
             return _read(run)
         overrides = tuple(overridden(self.overrides, claim.overrides))
