@@ -245,7 +245,7 @@ class _Job:
         names, _, problems = chosen(experiment)
         if problems:
             raise InputError(problems)
-        values = values_of(names, {"metrics": result.metrics})
+        values = values_of(names, {"metrics": result.metrics, "latency_ms": result.latency_ms})
         return values[0] if len(values) == 1 else values
 
     def _run(self, experiment: Experiment, watch: Watch | None = None) -> Any:

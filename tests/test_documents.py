@@ -68,7 +68,7 @@ def first_of(word: str) -> str:
     interval = re.search(r"(?:interval|choice|range)\(([^,)]+)", value)
     if interval is not None:
         return f"{key}={interval[1]}"
-    return word if value.startswith(("[", "'", '"')) else word.partition(",")[0]
+    return word if value.startswith(("[", "{", "'", '"')) else word.partition(",")[0]
 
 
 @cache

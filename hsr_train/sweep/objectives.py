@@ -120,7 +120,8 @@ def values_of(names: Sequence[str], record: Mapping[str, Any]) -> list[float]:
     for name in names:
         value = metrics.get(name, record.get(name))
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise RunError(f"The run has no {name}: {shown(value)}")
+            hint = f"; {MEASURE}=true measures it" if name == LATENCY else ""
+            raise RunError(f"The run has no {name}: {shown(value)}{hint}")
         values.append(float(value))
     return values
 
