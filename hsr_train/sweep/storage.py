@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
 from hsr_train.errors import InputError, Problem
+from hsr_train.run.atomic import is_disk_refusal
 from hsr_train.sweep.urls import JOURNAL
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def refused(url: str, error: BaseException) -> InputError:
     cause = getattr(cause, "orig", None) or cause
     text = " ".join((str(cause) or type(cause).__name__).split())
     where = shown_url(url)
-    remedy = "make it writable, or sweep.storage=" + ("..." if where.startswith("sqlite") else "of another server")
+    remedy = "make space there" if is_disk_refusal(text) else "make it writable"
+    remedy += ", or sweep.storage=" + ("..." if where.startswith("sqlite") else "of another server")
     return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", remedy))
 
 

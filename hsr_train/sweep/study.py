@@ -267,8 +267,10 @@ class Study:
         self.storage.set_trial_user_attr(trial_id, "worker", self.worker | {"state": "running", "updated": now})
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
-        worker = trial.user_attrs.get("worker") or {}
-        return all(worker.get(key) == self.worker[key] for key in ("host", "pid", "process"))
+        return self._is_me(trial.user_attrs.get("worker") or {})
+
+    def _is_me(self, process: Mapping[str, Any]) -> bool:
+        return all(process.get(key) == self.worker[key] for key in ("host", "pid", "process"))
 
     def _take_back(self, trials: list[FrozenTrial]) -> tuple[bool, bool]:
         """Let trials of dead workers wait again; return whether a run of one is still ending, and whether any waits."""
@@ -299,7 +301,8 @@ class Study:
         """Whether a run outlives its worker for a moment, to tidy up."""
         directory = trial.user_attrs.get("directory")
         status = read_status(Path(directory) / "status.json") if directory else None
-        return status is not None and is_alive(status)
+        # One of this process itself has ended, even if a full disk kept it from saying so.
+        return status is not None and not self._is_me(status) and is_alive(status)
 
     def _overrides(self, trial: FrozenTrial) -> list[str]:
         """Return what a trial searches: what it was given before, or what the sampler says."""
