@@ -1,15 +1,15 @@
 """Uneven trials on two workers: how near a sweep comes to the ideal, beside a sweeper that waits for each batch.
 
-    nice python benchmarks/sweep_uneven.py             # 6, 1, 6, 1 s, three repeats each in turn: 2 minutes, no training
+    nice python benchmarks/sweep_uneven.py             # 6, 1, 6, 1 s, three of each in turn: minutes, no training
 
 Four trials that sleep, in the order in which they start: 6, 1, 6 and 1 s. Whoever is free takes the next one, so that
 the ideal is 7 s: one worker has 6 and 1, the other 1 and 6. (In the order 1, 6, 1, 6 it would be 8 s.) A sweeper that
 waits for both of a pair needs 12 s.
 
-Ours is the command with `sweep.jobs=2`. The plugin is `hydra/sweeper=optuna` with n_jobs=2 in the same command, with the
-same random search over the learning rate. Its usual launcher, hydra-joblib-launcher, is no dependency of ours: `TwoAtOnce`
-below stands for it, by Hydra's Launcher interface. It forks a process for each job of a batch and waits for all, as
-joblib does, without joblib's own cost.
+Ours is the command with `sweep.jobs=2`. The plugin is `hydra/sweeper=optuna` with n_jobs=2 in the same command, with
+the same random search over the learning rate. Its usual launcher, hydra-joblib-launcher, is no dependency of ours:
+`TwoAtOnce` below stands for it, by Hydra's Launcher interface. It forks a process for each job of a batch and waits for
+all, as joblib does, without joblib's own cost.
 
 Two times: `trials` is from the first trial's training to the end of the last one's; `command` is all of the process,
 imports and reports included. What the engine does not sleep is real: composing, supervising, recording.
@@ -123,9 +123,18 @@ def measure(words: Sequence[str], seconds: Sequence[float]) -> tuple[float, floa
     """Return the seconds of the trials and of the command."""
     with tempfile.TemporaryDirectory() as name:
         env = environment(Path(name), **{SECONDS: json.dumps(seconds)})
-        script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import sweep_uneven as s; s.command()"
+        script = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import sweep_uneven as s; s.command()"
+        )
         began = time.time()
-        done = subprocess.run([sys.executable, "-c", script, "-m", *words], cwd=name, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, "-m", *words],
+            cwd=name,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         ended = time.time()
         times = [json.loads(path.read_text()) for path in Path(name).glob("trial*.json")]
         if done.returncode or len(times) != len(seconds):
@@ -145,7 +154,9 @@ def ideal(seconds: Sequence[float], workers: int = 2) -> float:
 def main() -> int:
     """Measure; return 1 if our trials need more than 1.1 of the ideal."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, nargs="+", default=[6.0, 1.0, 6.0, 1.0], help="of trials, as they start")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[6.0, 1.0, 6.0, 1.0], help="of trials, as they start"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     best = ideal(args.seconds)
@@ -153,13 +164,17 @@ def main() -> int:
         "ours": (*WORDS, *OURS, f"sweep.n_trials={len(args.seconds)}"),
         "plugin": (*WORDS, *PLUGIN, f"hydra.sweeper.n_trials={len(args.seconds)}"),
     }
-    print(f"{command_line()}\n{machine('optuna', 'hydra-core', 'hydra-optuna-sweeper')}\nideal: {best:.1f} s", flush=True)
+    print(
+        f"{command_line()}\n{machine('optuna', 'hydra-core', 'hydra-optuna-sweeper')}\nideal: {best:.1f} s", flush=True
+    )
     found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(args.repeats):
         for side, words in sides.items():
             found[side].append(measure(words, args.seconds))
             trials, whole = found[side][-1]
-            print(f"  {side:6}  trials {trials:5.2f} s  command {whole:5.2f} s  load {os.getloadavg()[0]:.1f}", flush=True)
+            print(
+                f"  {side:6}  trials {trials:5.2f} s  command {whole:5.2f} s  load {os.getloadavg()[0]:.1f}", flush=True
+            )
     middle = {side: (median(t for t, _ in times), median(w for _, w in times)) for side, times in found.items()}
     for side, (trials, whole) in middle.items():
         print(f"{side:6}  trials {trials:.2f} s, {trials / best:.3f} of the ideal; command {whole:.2f} s")

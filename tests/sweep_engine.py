@@ -3,7 +3,8 @@
 What it guarantees: everything but the engine is real. An epoch ends with its state, a file that is written whole; a run
 that goes on begins after it. `born` is made once, by the run's first start. The metric depends on the learning rate and
 the batch alone, and is best at 0.001 and 16; an epoch is worth less the earlier it is. What the environment's
-`SWEEP_FAILS` says of an experiment `e` decides whether it fails; `SWEEP_EPOCH_S` is how long an epoch takes.
+`SWEEP_FAILS` says of an experiment `e` decides whether it fails; `SWEEP_EPOCH_S` is how long an epoch takes, and
+`SWEEP_TIDY_S` what a run does after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -46,7 +47,13 @@ class SweepEngine:
         for epoch in range(len(done) + 1, e.train.epochs + 1):
             with Path("begun.txt").open("a") as file:
                 file.write(f"{run.path.name} {epoch} {os.getpid()}\n")
-            time.sleep(float(os.environ.get("SWEEP_EPOCH_S", "0.01")))
+            try:
+                time.sleep(float(os.environ.get("SWEEP_EPOCH_S", "0.01")))
+            except KeyboardInterrupt:
+                Path("tidying").touch()
+                time.sleep(float(os.environ.get("SWEEP_TIDY_S", "0")))
+                Path("tidied").touch()
+                raise
             if eval(os.environ.get("SWEEP_FAILS", "False"), {"e": e, "epoch": epoch}):
                 raise RunError(f"the fan of card {e.train.seed} stands still in {run.path}")
             if eval(os.environ.get("SWEEP_DEFECTS", "False"), {"e": e, "epoch": epoch}):

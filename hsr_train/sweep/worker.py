@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError, RunError
-from hsr_train.run.atomic import is_disk_refusal, write_json
+from hsr_train.run.atomic import is_full, write_json
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
@@ -122,9 +122,11 @@ class Worker:
             stop.add_note("To go on: type the same command again")
             raise
         except Exception as error:
-            if is_disk_refusal(str(error)):  # the next trial would fail like this one, which is not at fault
+            if is_full(str(error)):  # the next trial would fail like this one, which is not at fault
                 self._give_back(number)
-                text = f"{_said(error)}\nTrial {number} is given back. To go on: make space, then the same command again"
+                text = (
+                    f"{_said(error)}\nTrial {number} is given back. To go on: make space, then the same command again"
+                )
                 raise RunError(text) from error
             values, state = None, "fail"
             notes = {
@@ -256,7 +258,9 @@ def _clear(place: Path) -> None:
     if not place.exists():
         return
     valuable = [name for name in ("results.csv", "config.yaml") if (place / name).exists()]
-    valuable += [name for name in ("state", "weights") if any((place / name).glob("*"))]  # made empty before config.yaml
+    valuable += [
+        name for name in ("state", "weights") if any((place / name).glob("*"))
+    ]  # made empty before config.yaml
     if valuable:
         allowed = f"is no run that can go on, and holds {', '.join(valuable)}"
         raise InputError(Problem("trial", str(place), allowed, f"restore it, or move it away: mv {place} {place}.old"))
