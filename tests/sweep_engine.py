@@ -4,7 +4,7 @@ What it guarantees: everything but the engine is real. An epoch ends with its st
 that goes on begins after it. `born` is made once, by the run's first start. The metric depends on the learning rate and
 the batch alone, and is best at 0.001 and 16; an epoch is worth less the earlier it is; the latency in ms is the batch.
 The environment's `SWEEP_LUCK` says what an experiment `e` has beside that, such as by its seed, `SWEEP_FAILS` whether
-it fails; `SWEEP_EPOCH_S` is how long an epoch takes.
+it fails; `SWEEP_EPOCH_S` is how long an epoch takes, and `SWEEP_TIDY_S` what a run does after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ class SweepEngine:
         for epoch in range(len(done) + 1, e.train.epochs + 1):
             with Path("begun.txt").open("a") as file:
                 file.write(f"{run.path.name} {epoch} {os.getpid()}\n")
-            time.sleep(float(os.environ.get("SWEEP_EPOCH_S", "0.01")))
+            try:
+                time.sleep(float(os.environ.get("SWEEP_EPOCH_S", "0.01")))
+            except KeyboardInterrupt:
+                Path("tidying").touch()
+                time.sleep(float(os.environ.get("SWEEP_TIDY_S", "0")))
+                Path("tidied").touch()
+                raise
             if eval(os.environ.get("SWEEP_FAILS", "False"), {"e": e, "epoch": epoch}):
                 raise RunError(f"the fan of card {e.train.seed} stands still in {run.path}")
             if eval(os.environ.get("SWEEP_DEFECTS", "False"), {"e": e, "epoch": epoch}):

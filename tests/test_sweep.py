@@ -73,6 +73,26 @@ class Sweep:
         status = main(["-m", *WORDS, *home, *words])
         return status, self.capsys.readouterr().err
 
+    def killed_until_complete(self, *words: str, seed: int, **environment: str) -> int:
+        """Start it and kill it at a random moment, again and again, until it completes; return the number of kills.
+
+        The first ones hit its start; the later ones wait for an epoch, so that a busy machine gets on, too.
+        """
+        chance, kills = random.Random(seed), 0
+        while True:
+            begun, process = len(self.epochs()), self.start(*words, **environment)
+            if kills >= 3:
+                until(lambda begun=begun, process=process: len(self.epochs()) > begun or process.poll() is not None)  # type: ignore[misc]
+            try:
+                _, errors = process.communicate(timeout=chance.uniform(0, 3 + kills / 2))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                kills += 1
+            else:
+                assert process.returncode == 0, errors
+                return kills
+
     def trials(self, name: str = "sweep", storage: Any = None) -> list[FrozenTrial]:
         storage = storage or f"sqlite:///{self.home / 'study.db'}"
         if isinstance(storage, str):
@@ -512,19 +532,7 @@ def test_killed_again_and_again_it_completes_as_if_it_had_not_been(sweep: Sweep)
     assert sweep.run(*words, "sweep.dir=whole")[0] == 0
     whole = sweep.trials("whole", f"sqlite:///{sweep.folder / 'whole' / 'study.db'}")
     (sweep.folder / "begun.txt").unlink()
-    chance = random.Random(7)
-    kills = 0
-    while True:
-        process = sweep.start(*words, SWEEP_EPOCH_S="0.2")
-        try:
-            status, errors = process.communicate(timeout=chance.uniform(0.3, 4 + kills))[0], ""
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            assert kills < 100
-    assert process.returncode == 0, (status, errors)
+    kills = sweep.killed_until_complete(*words, seed=7, SWEEP_EPOCH_S="0.2")
     assert kills >= 3
     require_complete(sweep, 6)
     assert all((sweep.home / "trials" / name / "born").is_file() for name in sweep.directories())

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-import random
 import re
 import signal
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Mapping
 from contextlib import closing
@@ -329,18 +327,7 @@ def test_killed_again_and_again_it_prunes_as_if_it_had_not_been(sweep: Sweep) ->
     assert sweep.run(*words, "sweep.dir=whole")[0] == 0
     whole = sweep.trials("whole", f"sqlite:///{sweep.folder / 'whole' / 'study.db'}")
     assert sum(t.state == TrialState.PRUNED for t in whole) >= 2
-    chance, kills = random.Random(11), 0
-    while True:
-        process = sweep.start(*words, SWEEP_EPOCH_S="0.15")
-        try:
-            process.communicate(timeout=chance.uniform(0.5, 4 + kills))
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            assert kills < 100
-    assert process.returncode == 0 and kills >= 3
+    assert sweep.killed_until_complete(*words, seed=11, SWEEP_EPOCH_S="0.15") >= 3
     assert told(sweep.trials()) == told(whole)
 
 

@@ -115,6 +115,11 @@ def describe_disk_error(path: Path, error: OSError) -> str:
     return f"cannot write {path}: {reason} ({free_space(path)})"
 
 
+def is_full(text: str) -> bool:
+    """Whether an error says that a disk is full: by its text, which it keeps from process to process."""
+    return "disk is full" in text or any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT))
+
+
 def free_space(path: Path) -> str:
     """Return the free space of the disk that holds `path` (or its nearest existing parent), as text."""
     for folder in (Path(path), *Path(path).parents):

@@ -68,6 +68,12 @@ def in_parallel(work: Callable[[], None], jobs: int, job: Any) -> None:
     if stop is not None:
         raise stop
     bad = [status for status in statuses if status]
+    killed = [signal.Signals(-status).name for status in bad if status < 0]
+    if killed:  # who is killed says nothing
+        text = (
+            f"{len(killed)} of {jobs} workers were killed ({', '.join(killed)}); the others went on with their trials"
+        )
+        raise RunError(f"{text}\nIf trials are missing: type the same command again")
     if bad and all(status == InputError.exit_status for status in bad):
         raise InputError(Problem("sweep.jobs", str(jobs), f"{len(bad)} workers stopped, as they said above"))
     if bad:

@@ -14,13 +14,15 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
 from hsr_train.errors import InputError, Problem
-from hsr_train.sweep.urls import JOURNAL
+from hsr_train.run.atomic import is_full
+from hsr_train.sweep.urls import JOURNAL, REMEDY
 
 log = logging.getLogger(__name__)
 
 LOCKED_S = 60.0
 """How long SQLite waits for another worker's transaction."""
 CONNECT_S = 10
+AT_ONCE = ("already exists", "UNIQUE", "duplicate key", "Duplicate entry", "locked")
 OPENINGS = 5
 """Two processes that make a new database's tables at once: the slower one tries again."""
 
@@ -53,15 +55,20 @@ def close_storage(storage: BaseStorage) -> None:
 
 def refused(url: str, error: BaseException) -> InputError:
     """Return the one line about a storage that cannot be used."""
-    if isinstance(error, ImportError) and "optuna" not in str(error):
-        return InputError(Problem("sweep.storage", shown_url(url), *_without_driver(url, error)))
     cause: BaseException = error
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
+    if isinstance(cause, ImportError) and cause.name:
+        return InputError(Problem("sweep.storage", shown_url(url), *_without_driver(url, cause.name)))
+    if isinstance(cause, sqlalchemy.exc.NoSuchModuleError):
+        return InputError(Problem("sweep.storage", shown_url(url), "is of no kind of database known here", REMEDY))
     cause = getattr(cause, "orig", None) or cause
     text = " ".join((str(cause) or type(cause).__name__).split())
     where = shown_url(url)
-    remedy = "make it writable, or sweep.storage=" + ("..." if where.startswith("sqlite") else "of another server")
+    is_file = where.startswith(("sqlite", JOURNAL))
+    remedy = "make it writable" if is_file else "see that its server runs, and knows this user and this name"
+    remedy = "make space there" if is_full(text) else remedy
+    remedy += ", or sweep.storage=" + ("..." if is_file else "of another server")
     return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", remedy))
 
 
@@ -75,10 +82,14 @@ def shown_url(url: str) -> str:
         return url.partition("://")[0] + "://..."
 
 
-def _without_driver(url: str, error: ImportError) -> tuple[str, str]:
-    backend = url.partition("://")[0].partition("+")[0]
-    remedy = "pip install 'hsr_train[postgres]'" if backend == "postgresql" else f"pip install {error.name}"
-    return f"needs a package that is not installed: {error.name}", remedy
+def _without_driver(url: str, module: str) -> tuple[str, str]:
+    backend, plus, _ = url.partition("://")[0].partition("+")
+    remedies = {
+        "postgresql": "pip install 'hsr_train[postgres]'",
+        "mysql": "pip install pymysql, and sweep.storage=mysql+pymysql://USER@HOST/NAME",
+    }
+    remedy = f"pip install {module}" if plus else remedies.get(backend, f"pip install {module}")
+    return f"needs a package that is not installed: {module}", remedy
 
 
 def _journal(path: Path) -> BaseStorage:
@@ -104,7 +115,7 @@ def _database(url: str) -> RDBStorage:
             storage = RDBStorage(url, engine_kwargs=options)
             break
         except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError) as e:
-            exists = any(word in str(e.orig) for word in ("already exists", "UNIQUE", "duplicate key", "locked"))
+            exists = any(word in str(e.orig) for word in AT_ONCE)
             if attempt + 1 == OPENINGS or not exists:
                 raise
             time.sleep(0.2 * (attempt + 1))

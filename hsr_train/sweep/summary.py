@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.sweep.objectives import MAXIMIZE, broken
@@ -260,6 +259,9 @@ def importances(study: optuna.Study, summary: Summary) -> list[dict[str, float] 
         elif max(values) - min(values) <= 1e-12 * max(map(abs, values)):
             found.append(f"{name} is the same in all {len(values)} complete trials")
         else:
+            # Here, since it loads scikit-learn: seconds, by which each worker would start later.
+            from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns of few trials, which the report says itself
                 target = None if len(summary.objectives) == 1 else _cost(place, summary.directions[place])

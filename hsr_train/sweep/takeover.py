@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,15 @@ class Hands:
 
     def has(self, trial: FrozenTrial) -> bool:
         """Whether a trial is signed by this worker."""
-        worker = trial.user_attrs.get("worker") or {}
-        return all(worker.get(key) == self._worker[key] for key in ("host", "pid", "process"))
+        return self._is_me(trial.user_attrs.get("worker") or {})
+
+    def _is_me(self, process: Mapping[str, Any]) -> bool:
+        return all(process.get(key) == self._worker[key] for key in ("host", "pid", "process"))
 
     def take_back(self, trials: list[FrozenTrial]) -> tuple[bool, bool]:
         """Let trials of dead workers wait again; return whether a run of one is still ending, and whether any waits."""
         dead = [t for t in trials if t.state == TrialState.RUNNING and self._is_dead(t)]
-        ending = [t for t in dead if _run_is_alive(t)]
+        ending = [t for t in dead if self._run_is_alive(t)]
         dead = [t for t in dead if t not in ending]
         if not dead:
             return bool(ending), False
@@ -89,15 +92,15 @@ class Hands:
             return trial.number != self.current
         return not is_alive(trial.user_attrs.get("worker") or {}, stale_after_s=DEAD_AFTER_S)
 
+    def _run_is_alive(self, trial: FrozenTrial) -> bool:
+        """Whether a run outlives its worker for a moment, to tidy up."""
+        directory = trial.user_attrs.get("directory")
+        status = read_status(Path(directory) / "status.json") if directory else None
+        # One of this process itself has ended, even if a full disk kept it from saying so.
+        return status is not None and not self._is_me(status) and is_alive(status)
+
     def _id(self, trial: FrozenTrial) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
-
-
-def _run_is_alive(trial: FrozenTrial) -> bool:
-    """Whether a run outlives its worker for a moment, to tidy up."""
-    directory = trial.user_attrs.get("directory")
-    status = read_status(Path(directory) / "status.json") if directory else None
-    return status is not None and is_alive(status)
 
 
 def _who(trial: FrozenTrial) -> str:

@@ -8,7 +8,7 @@ from hsr_train.errors import InputError, Problem
 
 JOURNAL = "journal:"
 STUDY_FILE = "study.db"
-_REMEDY = "sweep.storage=postgresql://USER@HOST/NAME, or sweep.storage=journal:FILE"
+REMEDY = "sweep.storage=postgresql://USER@HOST/NAME, or sweep.storage=journal:FILE"
 
 
 def storage_url(typed: str | None, home: Path) -> str:
@@ -28,5 +28,5 @@ def storage_url(typed: str | None, home: Path) -> str:
     if "://" not in typed and typed.endswith((".db", ".sqlite", ".sqlite3")):
         return f"sqlite:///{Path(typed).expanduser().absolute()}"
     if "://" not in typed:
-        raise InputError(Problem("sweep.storage", typed, "is no database URL and no journal file", _REMEDY))
+        raise InputError(Problem("sweep.storage", typed, "is no database URL and no journal file", REMEDY))
     return typed

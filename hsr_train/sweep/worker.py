@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError, RunError
+from hsr_train.run.atomic import is_full, write_json
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
@@ -145,6 +146,12 @@ class Worker:
             stop.add_note(GO_ON)
             raise
         except Exception as error:
+            if is_full(str(error)):  # the next trial would fail like this one, which is not at fault
+                self._give_back(number)
+                text = (
+                    f"{_said(error)}\nTrial {number} is given back. To go on: make space, then the same command again"
+                )
+                raise RunError(text) from error
             values, state = None, "fail"
             notes = {
                 "error": _traced(error, place),
@@ -180,6 +187,8 @@ class Worker:
             raise PrunedError(str(status.get("message")))
         if status is not None:
             log.info("%s goes on: %s", self._name(claim.number), place)
+            if this_process().items() <= status.items():  # it ended here, and a full disk kept it from saying so
+                write_json(run.status, status | {"state": "failed"})
             self.job.run(self.job.again([f"resume={place}"]), self._watch(claim.number))
             return _read(run)
         overrides = tuple(overridden(self.overrides, claim.overrides))
@@ -277,7 +286,10 @@ def _clear(place: Path) -> None:
     """
     if not place.exists():
         return
-    valuable = [name for name in ("results.csv", "state", "weights", "config.yaml") if (place / name).exists()]
+    valuable = [name for name in ("results.csv", "config.yaml") if (place / name).exists()]
+    valuable += [
+        name for name in ("state", "weights") if any((place / name).glob("*"))
+    ]  # made empty before config.yaml
     if valuable:
         allowed = f"is no run that can go on, and holds {', '.join(valuable)}"
         raise InputError(Problem("trial", str(place), allowed, f"restore it, or move it away: mv {place} {place}.old"))
