@@ -87,6 +87,7 @@ MAY_IMPORT = {
     "engines.registry": {"engines.base", *COMMON},
     "engines.memory": {"recovery", "run.atomic", "run.changes", *COMMON},
     "engines.states": {"run", *COMMON},
+    "engines.latency": {"engines.states", *COMMON},
     "engines.devices": {"hardware", *COMMON},
     "engines.loader_start": COMMON,
     "engines.signatures": COMMON,
@@ -95,7 +96,8 @@ MAY_IMPORT = {
     "decisions": set(),
 }
 SHARED = {
-    f"engines.{name}" for name in ("base", "devices", "loader_start", "memory", "signatures", "states", "together")
+    f"engines.{name}"
+    for name in ("base", "devices", "latency", "loader_start", "memory", "signatures", "states", "together")
 }
 ENGINE_MAY_IMPORT = {*SHARED, "config.schema", "run", "recovery", "data", "synthesis", "hardware", *COMMON}
 # Libraries that only some rooms know.
