@@ -63,7 +63,7 @@ class Idle:
     def train(self, plan: Plan, context: RunContext) -> Result:
         """Have a result."""
         with Path("times.txt").open("a") as file:
-            file.write(f"{time.time()}\n")
+            file.write(f"{time.time()} {time.process_time()}\n")
         value = 0.9 - plan.experiment.optimizer.lr0
         return Result(context.run.path, metrics={"mAP50": value, "mAP50-95": value}, epochs_completed=1)
 
@@ -78,22 +78,22 @@ def command() -> int:
     return cli.console() if supervised else cli.main(words)
 
 
-def trials(how: str, num: int) -> tuple[list[float], float, float]:
-    """Run a sweep; return the seconds between its trials, those of the process, and processor seconds of all of it."""
+def trials(how: str, num: int) -> tuple[list[float], list[float], float]:
+    """Run a sweep; return seconds between its trials, processor seconds if it has one process, and those of it all."""
     with tempfile.TemporaryDirectory() as name:
         script = (
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import sweep_overhead as s; s.command()"
         )
         words = ["-m", *WORDS, f"sweep.n_trials={num}"]
-        used, began = os.times(), time.monotonic()
+        began = time.monotonic()
         call = [sys.executable, "-c", script, json.dumps(words), how]
         done = subprocess.run(call, cwd=name, env=environment(Path(name)), capture_output=True, text=True, check=False)
-        whole, now = time.monotonic() - began, os.times()
-        times = [float(line) for line in (Path(name) / "times.txt").read_text().splitlines()]
+        whole = time.monotonic() - began
+        times, used = zip(*(map(float, line.split()) for line in (Path(name) / "times.txt").open()), strict=True)
         if done.returncode or len(times) != num:
             raise SystemExit(f"{len(times)} trials, exit status {done.returncode}:\n{done.stderr[-3000:]}")
-    processor = now.children_user + now.children_system - used.children_user - used.children_system
-    return [b - a for a, b in pairwise(times)], whole, processor
+    processor = [b - a for a, b in pairwise(used)] if how == "in process" else []
+    return [b - a for a, b in pairwise(times)], processor, whole
 
 
 def finished(url: str, num: int) -> None:
@@ -149,11 +149,12 @@ def main() -> int:
     between: dict[str, list[float]] = {"in process": [], "command": []}
     for _ in range(args.repeats):
         for how, seconds in between.items():
-            found, whole, processor = trials(how, args.trials)
+            found, processor, whole = trials(how, args.trials)
             seconds.append(median(found))
             print(
                 f"  {how:10}  between trials: median {median(found):.3f} s ({min(found):.3f} to {max(found):.3f})"
-                f"  whole {whole:.1f} s, processor {processor:.1f} s  load {os.getloadavg()[0]:.1f}",
+                f"{f', {median(processor):.3f} s of the processor' if processor else ''}"
+                f"  whole {whole:.1f} s  load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
     for how, seconds in between.items():
