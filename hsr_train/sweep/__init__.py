@@ -1,5 +1,20 @@
 """Many runs as one study: Hydra's --multirun on Optuna, with trials that survive, resume and are shared.
 
-`sweeper` is what Hydra calls; `space` reads what is searched; `worker` runs one trial after another; `study` keeps
-them (`storage`), in a process of its own where runs are supervised (`agent`); `local` starts several workers.
+From the words to the workers, in the command's process, without optuna:
+    sweeper     what Hydra calls: plan, workers, last lines
+    plan        checks everything (`space`, `objectives`, `varied`, `warm`, `pruning`, `after`), says what the study is
+    local       sweep.jobs: several workers here
+    worker      takes a trial, runs it as any run, tells what it came to
+    watch       shows the study each epoch from the process that trains, and hears whether to end there
+
+The study, in a process of its own (`agent`) where runs are forked:
+    study       its trials: claimed, reported, told (`takeover`: whose they are); `study_types` is what goes between
+    points      its space and the points that no sampler chooses (`previous`: another sweep's best)
+    samplers    and `pruners`: Optuna's, by name
+    storage     and `urls`: where it is kept
+    stages      what comes after the search (`repeated`: mean and deviation over seeds)
+
+What shows it, there too:
+    reporting   writes all of it after each trial: `results` (leaderboard.csv, best.yaml), `report` with `figures`,
+                `progress` (lines and table), from `summary`, the study as plain values
 """
