@@ -104,6 +104,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return choose
 
 
+@pytest.mark.slow
 def test_stopped_run_averages_all_its_last_epochs_and_keeps_what_is_better(
     quick: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: Callable[[float], None]
 ) -> None:

@@ -208,6 +208,7 @@ def test_shortage_at_the_start_goes_down_the_ladder(quick: Train, fail: Fail) ->
 # ---- every rung
 
 
+@pytest.mark.slow
 def test_gpu_ladder_gives_up_batch_image_size_cache_and_workers_in_this_order(
     quick: Train, fail: Fail, shared_cache: Path
 ) -> None:
@@ -226,6 +227,7 @@ def test_gpu_ladder_gives_up_batch_image_size_cache_and_workers_in_this_order(
     assert len(rows(run)) == 3
 
 
+@pytest.mark.slow
 def test_fitness_is_measured_at_the_initial_image_size(
     quick: Train, fail: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +314,7 @@ def test_killed_loader_worker_is_a_shortage_of_main_memory(quick: Train, epoch_n
     assert len(rows(run)) == 3
 
 
+@pytest.mark.slow
 def test_shortage_of_main_memory_in_validation_lowers_its_batch_first(quick: Train, fail: Fail) -> None:
     fail(DetectionValidator, "postprocess", *range(1, 6), epoch=2, error=MemoryError())
     run = folder_of(quick(train__workers=1))
@@ -334,6 +337,7 @@ def test_other_errors_are_not_retried(quick: Train, fail: Fail) -> None:
 # ---- nothing of a failed attempt stays
 
 
+@pytest.mark.slow
 def test_memory_of_a_failed_attempt_is_free_before_the_next(
     quick: Train, fail: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +356,7 @@ def test_memory_of_a_failed_attempt_is_free_before_the_next(
     assert alive == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_run_after_a_rung_and_a_kill_ends_as_the_one_without_the_kill(quick: Train, fail: Fail, tmp_path: Path) -> None:
     fail(torch.Tensor, "backward", 2, epoch=2)
     whole = folder_of(quick())

@@ -331,6 +331,7 @@ def same(one: Path, other: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_run_that_is_resumed_where_numbers_change_ends_as_the_uninterrupted_one(
     folder: Path, changing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def short(small_set: Path, shared_cache: Path, tmp_path_factory: pytest.TempPath
     return run
 
 
+@pytest.mark.slow
 def test_shortage_of_memory_keeps_every_modules_rate(whole: Path, short: Path) -> None:
     assert rungs_of(short) == [RUNG] and rungs_of(whole) == []
     assert saved.load(short / "config.yaml").train.batch == 2

@@ -69,7 +69,9 @@ class Sweep:
             self.monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             self.monkeypatch.setenv(name, value)
-        home = [] if any(word.startswith("sweep.dir=") for word in words) else ["sweep.dir=sweep"]
+        home = (
+            [] if any(word.startswith("sweep.dir=") for word in words) else [f"sweep.dir={os.path.relpath(self.home)}"]
+        )
         status = main(["-m", *WORDS, *home, *words])
         return status, self.capsys.readouterr().err
 
@@ -250,6 +252,7 @@ def test_a_finished_run_that_was_not_told_is_told_and_not_run_again(sweep: Sweep
     assert len(sweep.epochs()) == 2 and "Trial 0 is done" in errors
 
 
+@pytest.mark.slow
 def test_a_second_terminal_joins_and_takes_the_next_trial(sweep: Sweep) -> None:
     words = (LR, BATCH, "sweep.n_trials=6")
     both = [sweep.start(*words, SWEEP_EPOCH_S="0.3") for _ in range(2)]

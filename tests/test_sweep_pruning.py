@@ -276,6 +276,7 @@ def test_pruning_is_off_and_says_so(sweep: Sweep, objective: str, reason: str) -
     assert not sweep.trials()[0].intermediate_values
 
 
+@pytest.mark.slow
 def test_jobs_prune_too(sweep: Sweep) -> None:
     values = [GOOD] * 3 + [BAD] * 5
     status, errors = ended(sweep.start(*points(*values), "sweep.jobs=2", SWEEP_EPOCH_S="0.1"))

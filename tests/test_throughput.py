@@ -441,6 +441,7 @@ def test_classification_that_does_not_wait_gets_no_advice(
     assert found["wait_share"] < 0.15 and found["bottleneck"] is None
 
 
+@pytest.mark.slow
 def test_figures_of_the_machine_are_in_tensorboard(whole_run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -68,6 +68,7 @@ def figures(run: Path) -> np.ndarray:
     return np.array([[float(value) for value in row.values()] for row in rows(run)])
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(
     launch: Launch, data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:
