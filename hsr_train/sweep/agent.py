@@ -152,9 +152,17 @@ class RemoteStudy:
 def serve(letters: IO[bytes], answers: IO[bytes]) -> None:
     """Answer calls until there are no more."""
     from hsr_train.sweep.study import Study
-    from hsr_train.sweep.watch import listen
 
     study = Study()
+    try:
+        _answer(study, letters, answers)
+    finally:
+        study.close()
+
+
+def _answer(study: Study, letters: IO[bytes], answers: IO[bytes]) -> None:
+    from hsr_train.sweep.watch import listen
+
     door: Door | None = None
     while True:
         try:

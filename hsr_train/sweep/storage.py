@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 LOCKED_S = 60.0
 """How long SQLite waits for another worker's transaction."""
+WRITE_BACK_S = 2.0
 CONNECT_S = 10
 AT_ONCE = ("already exists", "UNIQUE", "duplicate key", "Duplicate entry", "locked")
 OPENINGS = 5
@@ -51,6 +52,9 @@ def close_storage(storage: BaseStorage) -> None:
     database = getattr(storage, "_backend", storage)
     if isinstance(database, RDBStorage):
         database.engine.dispose()
+        url = database.engine.url
+        if url.get_backend_name() == "sqlite" and url.database and Path(url.database).is_file():
+            _write_back(Path(url.database).absolute())
 
 
 def refused(url: str, error: BaseException) -> InputError:
@@ -124,6 +128,18 @@ def _database(url: str) -> RDBStorage:
         # a trial is waiting, and both take it.
         sqlalchemy.event.listen(storage.engine, "begin", _begin)
     return storage
+
+
+def _write_back(path: Path) -> None:
+    """Bring what is in the write-ahead log into the database's file, so that a copy of that alone is the study."""
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=WRITE_BACK_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:  # another worker is at it, or the disk refuses: nothing is lost, the log stays
+        log.debug("%s keeps its write-ahead log: %s", path, error)
 
 
 def _begin(connection: Any) -> None:

@@ -1,0 +1,57 @@
+"""Where a study is kept: its file, its path, and what is refused; studies in process, without a command."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+from test_sweep_after import search_spec
+
+from hsr_train.sweep import agent
+from hsr_train.sweep.storage import close_storage, open_storage
+from hsr_train.sweep.worker import this_process
+
+
+def states(file: Path) -> list[str]:
+    """Return the states of the study `s` in a file, as somebody else's optuna reads it."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    found = [t.state.name for t in optuna.load_study(study_name="s", storage=storage).get_trials()]
+    storage.remove_session()
+    storage.engine.dispose()
+    return found
+
+
+def served(folder: Path) -> None:
+    """Let the process of a study answer a worker that has one trial and leaves, here."""
+    calls = [("open", (search_spec(folder), this_process())), ("claim", ()), ("tell", (0, "complete", [0.5], {}))]
+    letters = b"".join(pickle.dumps((method, arguments, {})) for method, arguments in calls)
+    answers = io.BytesIO()
+    agent.serve(io.BytesIO(letters), answers)
+    answers.seek(0)
+    assert [pickle.load(answers)[0] for _ in calls] == [True] * 3
+
+
+def test_a_copy_of_the_file_alone_is_the_study_once_its_worker_has_left(tmp_path: Path) -> None:
+    served(tmp_path)
+    assert [p.name for p in tmp_path.glob("study.db*")] == ["study.db"]
+    copy = shutil.copy(tmp_path / "study.db", tmp_path / "copy.db")
+    assert states(copy) == ["COMPLETE", "WAITING"]
+
+
+@pytest.mark.parametrize("is_writing", [False, True])
+def test_a_worker_that_leaves_another_one_behind_does_no_harm(tmp_path: Path, is_writing: bool) -> None:
+    url = search_spec(tmp_path).url
+    other = open_storage(url)
+    served(tmp_path)
+    if not is_writing:  # but is connected
+        assert states(shutil.copy(tmp_path / "study.db", tmp_path / "copy.db")) == ["COMPLETE", "WAITING"]
+    else:
+        with other._backend.engine.connect() as writer, writer.begin():  # type: ignore[attr-defined]
+            writer.exec_driver_sql("UPDATE trials SET state = 'FAIL' WHERE number = 1")
+            close_storage(optuna.storages.RDBStorage(url))
+    assert other.get_all_trials(1)[1].state.name == ("FAIL" if is_writing else "WAITING")
+    close_storage(other)
