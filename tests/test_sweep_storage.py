@@ -11,8 +11,10 @@ import optuna
 import pytest
 from test_sweep_after import search_spec
 
+from hsr_train.errors import InputError, Problem
 from hsr_train.sweep import agent
 from hsr_train.sweep.storage import close_storage, open_storage
+from hsr_train.sweep.urls import storage_url
 from hsr_train.sweep.worker import this_process
 
 
@@ -55,3 +57,37 @@ def test_a_worker_that_leaves_another_one_behind_does_no_harm(tmp_path: Path, is
             close_storage(optuna.storages.RDBStorage(url))
     assert other.get_all_trials(1)[1].state.name == ("FAIL" if is_writing else "WAITING")
     close_storage(other)
+
+
+@pytest.mark.parametrize("typed", [None, "other.db"])
+def test_any_name_of_a_folder_is_kept(typed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "q?x#y%20 z%+ä:@"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    url = storage_url(typed, home)
+    close_storage(open_storage(url))
+    assert [p.name for p in home.glob("*.db")] == [typed or "study.db"] and [*tmp_path.iterdir()] == [home]
+    assert storage_url(None, Path("/a b/c+d")) == "sqlite:////a b/c+d/study.db"  # nothing more than is needed
+
+
+def refusal(url: str) -> Problem:
+    with pytest.raises(InputError) as found:
+        open_storage(url)
+    (problem,) = found.value.problems
+    assert problem.key == "sweep.storage" and problem.value == url
+    return problem
+
+
+@pytest.mark.parametrize("form", ["sqlite:///{}/x.db", "journal:{}/x.log"])
+def test_a_folder_that_does_not_exist_is_refused_and_not_made(form: str, tmp_path: Path) -> None:
+    problem = refusal(form.format(tmp_path / "mistyped"))
+    assert problem.allowed == f"cannot be used: {tmp_path / 'mistyped'} does not exist"
+    assert problem.remedy is not None and problem.remedy.startswith(f"mkdir -p {tmp_path / 'mistyped'}, or ")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_that_is_no_database_is_to_be_moved_away(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("junk " * 1000)
+    problem = refusal(storage_url(None, tmp_path))
+    assert problem.allowed == "cannot be used: file is not a database"
+    assert problem.remedy == f"move it away (mv {tmp_path / 'study.db'} ELSEWHERE), or sweep.dir=ANOTHER"

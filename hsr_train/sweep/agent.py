@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from hsr_train.errors import RunError
 
 if TYPE_CHECKING:
+    from hsr_train.sweep.study import Study
     from hsr_train.sweep.study_types import Claim, Spec, Standing
     from hsr_train.sweep.watch import Door, Report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sqlite3
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ LOCKED_S = 60.0
 WRITE_BACK_S = 2.0
 CONNECT_S = 10
 AT_ONCE = ("already exists", "UNIQUE", "duplicate key", "Duplicate entry", "locked")
+DAMAGED = ("file is not a database", "disk image is malformed")
 OPENINGS = 5
 """Two processes that make a new database's tables at once: the slower one tries again."""
 
@@ -35,11 +37,11 @@ def open_storage(url: str) -> BaseStorage:
         url: From `urls.storage_url`.
 
     Raises:
-        InputError: It cannot be reached or written.
+        InputError: It cannot be reached or written, or is a file in a folder that does not exist.
     """
     try:
         if url.startswith(JOURNAL):
-            return _journal(Path(url.removeprefix(JOURNAL)))
+            return _journal(url)
         storage = _database(url)
     except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         raise refused(url, error) from error
@@ -71,6 +73,8 @@ def refused(url: str, error: BaseException) -> InputError:
     where = shown_url(url)
     is_file = where.startswith(("sqlite", JOURNAL))
     remedy = "make it writable" if is_file else "see that its server runs, and knows this user and this name"
+    if any(words in text for words in DAMAGED):
+        return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", _without_it(where)))
     remedy = "make space there" if is_full(text) else remedy
     remedy += ", or sweep.storage=" + ("..." if is_file else "of another server")
     return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", remedy))
@@ -96,8 +100,27 @@ def _without_driver(url: str, module: str) -> tuple[str, str]:
     return f"needs a package that is not installed: {module}", remedy
 
 
-def _journal(path: Path) -> BaseStorage:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _without_it(url: str) -> str:
+    """Return the remedy for a file that holds no study."""
+    path = url if url.startswith(JOURNAL) else sqlalchemy.make_url(url).database
+    return f"move it away (mv {shlex.quote(str(path))} ELSEWHERE), or sweep.dir=ANOTHER"
+
+
+def _require_folder(url: str, path: Path) -> None:
+    """Refuse a file in a folder that is not there: a mistyped path would become a new and empty study.
+
+    Raises:
+        InputError: It is not.
+    """
+    folder = path.absolute().parent
+    if not folder.exists():
+        remedy = f"mkdir -p {shlex.quote(str(folder))}, or sweep.storage=FILE.db in a folder that exists"
+        raise InputError(Problem("sweep.storage", shown_url(url), f"cannot be used: {folder} does not exist", remedy))
+
+
+def _journal(url: str) -> BaseStorage:
+    path = Path(url.removeprefix(JOURNAL))
+    _require_folder(url, path)
     with path.open("ab"):  # a file that cannot be written would be waited for
         pass
     return JournalStorage(JournalFileBackend(str(path)))
@@ -107,6 +130,7 @@ def _database(url: str) -> RDBStorage:
     parsed = sqlalchemy.make_url(url)
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
+        _require_folder(url, Path(parsed.database))
         _prepare_sqlite(Path(parsed.database))
     options: dict[str, Any] = {"pool_pre_ping": True}
     if sqlite:
@@ -152,7 +176,6 @@ def _prepare_sqlite(path: Path) -> None:
     Raises:
         OSError: It cannot.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         connection = sqlite3.connect(path, timeout=LOCKED_S, isolation_level=None)
         try:
