@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -13,6 +14,7 @@ from test_sweep_after import search_spec
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.sweep import agent
+from hsr_train.sweep.previous import best_points
 from hsr_train.sweep.storage import close_storage, open_storage
 from hsr_train.sweep.urls import storage_url
 from hsr_train.sweep.worker import this_process
@@ -86,8 +88,15 @@ def test_a_folder_that_does_not_exist_is_refused_and_not_made(form: str, tmp_pat
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_file_that_is_no_database_is_to_be_moved_away(tmp_path: Path) -> None:
-    (tmp_path / "study.db").write_text("junk " * 1000)
-    problem = refusal(storage_url(None, tmp_path))
+@pytest.mark.parametrize(("name", "other"), [("study.db", "sweep.dir"), ("ours.db", "sweep.storage")])
+def test_a_file_that_is_no_database_is_to_be_moved_away(name: str, other: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("junk " * 1000)
+    problem = refusal(storage_url(str(tmp_path / name), tmp_path))
     assert problem.allowed == "cannot be used: file is not a database"
-    assert problem.remedy == f"move it away (mv {tmp_path / 'study.db'} ELSEWHERE), or sweep.dir=ANOTHER"
+    assert problem.remedy == f"move it away (mv {tmp_path / name} ELSEWHERE), or {other}=ANOTHER"
+
+
+def test_a_sweep_to_begin_from_whose_study_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("junk " * 1000)
+    with pytest.raises(InputError, match=r"sweep\.warm_start: .*: its study cannot be used: file is not a database"):
+        best_points(replace(search_spec(tmp_path), warm_start=str(tmp_path)))

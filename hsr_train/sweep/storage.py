@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import is_full
-from hsr_train.sweep.urls import JOURNAL, REMEDY
+from hsr_train.sweep.urls import JOURNAL, REMEDY, STUDY_FILE
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ def _without_driver(url: str, module: str) -> tuple[str, str]:
 def _without_it(url: str) -> str:
     """Return the remedy for a file that holds no study."""
     path = url if url.startswith(JOURNAL) else sqlalchemy.make_url(url).database
-    return f"move it away (mv {shlex.quote(str(path))} ELSEWHERE), or sweep.dir=ANOTHER"
+    other = "sweep.dir=ANOTHER" if Path(str(path)).name == STUDY_FILE else "sweep.storage=ANOTHER"
+    return f"move it away (mv {shlex.quote(str(path))} ELSEWHERE), or {other}"
 
 
 def _require_folder(url: str, path: Path) -> None:
