@@ -365,14 +365,23 @@ REFUSED = [
     (["optimizer.lr0=interval(1e-4,7)"], ["optimizer.lr0: 7.0: must be above 0"]),
     (
         ["optimizer.lr0=interval(1e-2,1e-4)", "optimizer.momentum=interval(0.1,0.1)", "train.batch=choice(8)"],
-        ["it begins above its end", "both ends are the same", "train.batch: choice(8): is a choice of one"],
+        [
+            "it begins above its end",
+            "-> 'optimizer.lr0=interval(0.0001,0.01)'",
+            "both ends are the same",
+            "train.batch: choice(8): is a choice of one",
+        ],
     ),
     (
         ["optimizer.lr0=tag(log,interval(0,1e-2))", "train.batch=8,8", "train.seed=1,2", "train.seed=3"],
         ["a logarithmic interval begins above 0", "names 8 more than once", "train.seed: is typed more than once"],
     ),
     (["mode=validate", "model.weights=x.pt"], ["nothing is searched", "hydra/sweeper=basic"]),
-    (["train.bath=4,8"], ["-> train.batch="]),
+    (["train.bath=4,8"], ["-> train.batch=4,8"]),
+    (
+        ["train.batch=tag(log,interval(8,32))"],
+        ["train.batch: tag(log,interval(8,32)): must be a whole", "-> 'train.batch=int(tag(log,interval(8,32)))'"],
+    ),
     (["task=detect,classify"], ["a grid is of one task"]),
     (["train.seed=1,2", "sweep.storage=nonsense"], ["is no database URL and no journal file"]),
     (["train.seed=1,2", "sweep.storage=journal:/proc/x/y.log"], ["cannot be used"]),
