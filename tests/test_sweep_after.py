@@ -238,6 +238,13 @@ def test_full_length_replaces_what_the_search_had() -> None:
     assert planned(stage(BEST), summary([trial(0, state="fail")], [])) == []
 
 
+def test_a_full_length_that_is_no_longer_than_its_trial_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    searched, long = replace(trial(0, 0.5), epochs=6), replace(stage(BEST), epochs=7)
+    assert planned(long, summary([searched], [])) and not caplog.text
+    assert planned(replace(long, epochs=2), summary([searched], []))
+    assert "train.epochs=2, and trial 0 had 6 epochs. For a longer run: sweep.retrain_epochs=18" in caplog.text
+
+
 def test_time_left_is_that_of_the_stage() -> None:
     repeats = [replace(trial(0, 0.5, of=0), started=100.0, ended=160.0), trial(1, of=0, seed=2, state="running")]
     found = replace(summary([trial(0, 0.9)], repeats), phase=Phase(SEEDS, 4, repeats))
@@ -296,10 +303,13 @@ def test_two_who_add_the_same_repeats_at_once_run_each_once(tmp_path: Path, monk
 # ---- refused
 
 
+UNTIMED = {"time_budget": None, "finish_by": None}
+
+
 def problems(searched: str, typed: set[str], *lengths: tuple[int, int | None], **settings: Any) -> list[str]:
     """Return what is said of a search of one key whose points have these epochs and `train.max_steps`."""
     experiments = [
-        SimpleNamespace(task="detect", train=SimpleNamespace(epochs=epochs, max_steps=steps, seed=0))
+        SimpleNamespace(task="detect", train=SimpleNamespace(epochs=epochs, max_steps=steps, seed=0, **UNTIMED))
         for epochs, steps in lengths
     ]
     space = Space((Dimension(searched, "1,2", ("1", "2"), True),), ())
@@ -317,6 +327,10 @@ REFUSED = [
     (
         problems("train.epochs", set(), (4, None), (9, None), retrain_best=True, retrain_epochs=9),
         "-> sweep.retrain_epochs=27, or leave sweep.retrain_best out",
+    ),
+    (
+        problems("train.batch", set(), (9, None), (4, None), (50, 60), retrain_best=True, retrain_epochs=8),
+        "sweep.retrain_epochs: 8: is no full length: a trial has train.epochs=9\n    -> sweep.retrain_epochs=27",
     ),
 ]
 
@@ -342,7 +356,7 @@ def test_noise_of_private_training_follows_from_no_known_seed() -> None:
 
 
 def test_a_full_length_that_cannot_be_is_refused_before_the_night(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*WORDS[:1], "train.epochs=20", "train.swa=true", "sweep.retrain_best=true", "sweep.retrain_epochs=1"]
+    words = [*WORDS[:1], "train.max_steps=60", "train.swa=true", "sweep.retrain_best=true", "sweep.retrain_epochs=1"]
     assert main(["-m", *words, "optimizer.lr0=1e-3,1e-2", "mode=check"]) == 2
     assert "train.swa" in capsys.readouterr().err and not Path("outputs").exists()
 

@@ -74,8 +74,16 @@ def have_different_lengths(points: Iterable[Any]) -> bool:
         points: Experiments with both ends of each interval and every choice.
     """
     trains = [experiment.train for experiment in points]
-    undecided = any(getattr(train, key) is not None for train in trains for key in _LENGTHS)
-    return undecided or len({train.epochs for train in trains}) > 1
+    return any(map(is_undecided, trains)) or len({train.epochs for train in trains}) > 1
+
+
+def is_undecided(train: Any) -> bool:
+    """Return whether the number of a run's epochs is decided later than its configuration.
+
+    Args:
+        train: Section `train` of its experiment.
+    """
+    return any(getattr(train, key) is not None for key in _LENGTHS)
 
 
 def step_name(pruning: Pruning | None) -> str:

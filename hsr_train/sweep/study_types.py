@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Stage:
         seeds: With which the best trials are repeated.
         top_k: How many of them.
         words: What the winner is trained with at full length, beside its own overrides.
+        epochs: How long that is at most; 0: it is no such stage.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class Stage:
     seeds: tuple[int, ...] = ()
     top_k: int = 0
     words: tuple[str, ...] = ()
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ class Spec:
     folder: str = "trials"
     noun: str = "Trial"
     stage: Stage | None = None
+
+
+def is_first_worker() -> bool:
+    """Return whether this is the only worker in its terminal, or the one that speaks for all of them."""
+    return os.environ.get(WORKER, "0") == "0"
 
 
 def stage_name(search: str, kind: str) -> str:
