@@ -52,7 +52,7 @@ def planned(stage: Stage, summary: Summary) -> list[Planned]:
         return [Planned((*overridden(t.overrides, [f"{SEED}={s}"]),), t.number) for s in stage.seeds for t in best]
     winner = summary.front[:1]
     for trial in winner:
-        if 0 < stage.epochs <= (trial.epochs or 0) and is_first_worker():  # how many its steps came to is known only now
+        if 0 < stage.epochs <= (trial.epochs or 0) and is_first_worker():  # its steps decided how many
             log.warning(
                 "Full length is no longer than the search: train.epochs=%d, and trial %d had %d epochs. "
                 "For a longer run: sweep.retrain_epochs=%d",
