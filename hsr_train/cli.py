@@ -219,6 +219,10 @@ class _Job:
         _log_decisions(experiment)
         return self._run(self._adapted(experiment), watch)
 
+    def rehearse(self, experiment: Experiment) -> None:
+        """Prepare a trial and do no more, where trials run."""
+        self._perform(_rehearse, experiment)
+
     def __call__(self, _: Any) -> Any:
         """Run the job whose overrides Hydra holds: the only one, or one of a sweeper that is not ours."""
         from hydra.core.hydra_config import HydraConfig
@@ -300,6 +304,12 @@ def _execute(experiment: Experiment, watch: Watch | None) -> Result:
     import hsr_train
 
     return hsr_train.execute(experiment, watch)  # loads what is heavy
+
+
+def _rehearse(experiment: Experiment) -> None:
+    from hsr_train import execution
+
+    execution.rehearse(experiment)
 
 
 def _hand_to_hydra(argv: list[str], job: _Job) -> None:

@@ -22,7 +22,7 @@ from hsr_train.sweep.after import after_problems, first_words, stages_after
 from hsr_train.sweep.objectives import LATENCY, LIMITED, MEASURE, chosen, limits, not_measurable
 from hsr_train.sweep.pruning import chosen_pruning
 from hsr_train.sweep.space import Space, as_searched, left_out, overridden, read_space
-from hsr_train.sweep.study_types import Pruning, Spec
+from hsr_train.sweep.study_types import NO_MATTER, Pruning, Spec
 from hsr_train.sweep.urls import storage_url
 from hsr_train.sweep.varied import same_thing, without_effect
 from hsr_train.sweep.warm import own_values, warm_start_problems
@@ -32,17 +32,6 @@ log = logging.getLogger(__name__)
 
 N_TRIALS = 20
 """Of a search whose number of trials nobody typed."""
-NO_MATTER = (
-    "sweep.",
-    "hydra.",
-    "tensorboard.",
-    "output_dir",
-    "data.cache_dir",
-    "train.workers",
-    "train.device",
-    MEASURE,
-)
-"""Typed keys that make no other study: they change how its trials run, and not what comes out."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hsr_train.sweep.repeated import SEED
 from hsr_train.sweep.space import overridden
 from hsr_train.sweep.study_types import BEST, FOLDERS, SEEDS, Stage, is_first_worker, stage_name
-from hsr_train.sweep.summary import Phase, Summary, TrialSummary, trial_summary
+from hsr_train.sweep.summary import Phase, Summary, TrialSummary, is_begun, trial_summary
 
 log = logging.getLogger(__name__)
 
@@ -125,5 +125,5 @@ def _runs(storage: BaseStorage, name: str, kind: str, home: Path) -> list[TrialS
     if storage.get_study_user_attrs(study_id).get(SIGNED) != kind:
         return []
     trials = distinct(storage.get_all_trials(study_id, deepcopy=False))
-    begun = [t for t in trials if t.state != TrialState.WAITING or "directory" in t.user_attrs]
+    begun = [t for t in trials if is_begun(t)]
     return [trial_summary(t, home / FOLDERS[kind], {}) for t in begun]

@@ -14,7 +14,6 @@ A trial's user attributes: `worker` (who has it, as `run.status` describes a pro
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
@@ -30,16 +29,17 @@ import sqlalchemy
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hsr_train.errors import InputError, Problem, RunError
+from hsr_train.errors import RunError
 from hsr_train.sweep.objectives import broken, excess
-from hsr_train.sweep.points import difference, distributions, given_points
+from hsr_train.sweep.points import distributions, given_points
 from hsr_train.sweep.progress import closing
 from hsr_train.sweep.pruners import FeasibleStudy, pruner_for
-from hsr_train.sweep.pruning import reports, step_name
+from hsr_train.sweep.pruning import reports
 from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
-from hsr_train.sweep.stages import SIGNED, Planned, distinct, planned, with_stages
-from hsr_train.sweep.storage import close_storage, open_storage, refused, shown_url
+from hsr_train.sweep.signature import require_enough, require_same
+from hsr_train.sweep.stages import Planned, distinct, planned, with_stages
+from hsr_train.sweep.storage import close_storage, open_storage, refused
 from hsr_train.sweep.study_types import Claim, Spec, Stage, Standing
 from hsr_train.sweep.summary import Summary, summarize
 from hsr_train.sweep.takeover import Hands
@@ -47,7 +47,6 @@ from hsr_train.sweep.watch import Report
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 HEARTBEAT_S = 30.0
 STALLED_S = 2.0
 """So long without a new trial, whoever made the study is gone, or its total was raised: the rest is ours to add."""
@@ -248,7 +247,8 @@ class Study:
         """Let a search have its total."""
         if not is_new:
             self._let_its_maker_finish(study)
-        self._require_same(study)
+        require_same(study, self.spec, self.space)
+        require_enough(study, self.n_trials)
         missing = self.n_trials - len(self._trials())
         for _ in range(missing):
             if not is_new and len(self._trials()) >= self.n_trials:  # another one adds them, too
@@ -257,7 +257,7 @@ class Study:
 
     def _add_planned(self, study: optuna.Study, stage: Stage) -> None:
         """Let a stage have the runs that it is asked for; whoever adds them at the same time does no harm."""
-        self._require_same(study)
+        require_same(study, self.spec, self.space)
         self._planned = planned(stage, self._summary(stage.home)[1])
         self.n_trials = len(self._planned)
         there = {tuple(t.user_attrs["overrides"]) for t in self._trials()}
@@ -313,36 +313,6 @@ class Study:
         if fixed.keys() == self.space.keys():
             return fixed
         return drawn(self._study(trial.number), trial, self.space, fixed)
-
-    def _require_same(self, study: optuna.Study) -> None:
-        """Refuse a study of something else; sign a new one.
-
-        Raises:
-            InputError: Its space, its objectives or what is the same for all trials differ.
-        """
-        mine = {
-            "task": self.spec.task,
-            "objectives": self.spec.objectives,
-            "constraints": self.spec.constraints,
-            "space": {name: json.loads(optuna.distributions.distribution_to_json(d)) for name, d in self.space.items()},
-            "fixed": sorted(self.spec.fixed),
-            "step": step_name(self.spec.pruning),
-        } | ({} if self.spec.stage is None else {SIGNED: self.spec.stage.kind})
-        theirs = study.user_attrs
-        if "format" not in theirs and not study.get_trials(deepcopy=False):  # or its maker was killed
-            for key, value in (mine | {"command": self.spec.command, "format": FORMAT}).items():
-                study.set_user_attr(key, value)
-            return
-        absent: dict[str, Any] = {"constraints": {}}  # in studies of before there were any
-        differing = [key for key, value in mine.items() if theirs.get(key, absent.get(key, value)) != value]
-        directions = [d.name.lower() for d in study.directions]
-        if directions != self.spec.directions:
-            differing.append("directions")
-        if differing or theirs.get("format") != FORMAT:
-            what = "; ".join(difference(key, theirs.get(key), mine.get(key)) for key in differing) or "it is not ours"
-            allowed = f"the study of this name in {shown_url(self.spec.url)} is another one: {what}"
-            remedy = "sweep.study_name=ANOTHER, or sweep.dir=ANOTHER"
-            raise InputError(Problem("sweep.study_name", self.spec.name, allowed, remedy))
 
     @contextmanager
     def _told(self) -> Iterator[None]:

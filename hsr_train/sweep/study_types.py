@@ -7,6 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+NO_MATTER = (
+    "sweep.",
+    "hydra.",
+    "tensorboard.",
+    "output_dir",
+    "data.cache_dir",
+    "train.workers",
+    "train.device",
+    "train.measure_latency",
+)
+"""Typed keys that make no other study: they change how its trials run, and not what comes out."""
 WORKER = "HSR_TRAIN_SWEEP_WORKER"
 """Environment variable: which of `sweep.jobs` workers this is, from 0."""
 SEEDS, BEST = "seeds", "best"

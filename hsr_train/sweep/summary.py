@@ -215,6 +215,11 @@ class Summary:
         return {name: word if counts[word] == 1 else name for name, word in last.items()}
 
 
+def is_begun(trial: FrozenTrial) -> bool:
+    """Whether a trial has been in some worker's hands."""
+    return trial.state != TrialState.WAITING or "directory" in trial.user_attrs
+
+
 def summarize(study: optuna.Study, trials: list[FrozenTrial], n_trials: int, home: Path) -> Summary:
     """Return a study as plain values.
 
@@ -225,7 +230,7 @@ def summarize(study: optuna.Study, trials: list[FrozenTrial], n_trials: int, hom
         home: The sweep's folder.
     """
     signed = study.user_attrs
-    begun = [t for t in trials if t.state != TrialState.WAITING or "directory" in t.user_attrs]
+    begun = [t for t in trials if is_begun(t)]
     space = signed.get("space") or {}
     distributions = {k: optuna.distributions.json_to_distribution(json.dumps(d)) for k, d in space.items()}
     return Summary(

@@ -13,6 +13,7 @@ from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.run.log import success
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
 from hsr_train.sweep.local import in_parallel
+from hsr_train.sweep.own_runs import require_own_runs
 from hsr_train.sweep.plan import Group, checked_search, specs_of
 from hsr_train.sweep.repeated import SEED
 from hsr_train.sweep.study_types import NOUNS, Spec, Standing
@@ -61,6 +62,9 @@ class HsrSweeper(Sweeper):
             return
         specs, home = specs_of(search, self.job)
         settings, checked = search.first.sweep, search.checked
+        if not any((home / "trials").glob("*/status.json")):  # what all trials have is not found out by each of them
+            self.job.rehearse(next(iter(checked.values())))
+        require_own_runs(specs[0], home)
         _make(home)
         log.info("Sweep of %d trials: %s", specs[0].n_trials, home)
 

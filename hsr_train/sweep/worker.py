@@ -26,6 +26,7 @@ from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
 from hsr_train.sweep.objectives import broken, values_of
+from hsr_train.sweep.own_runs import require_own
 from hsr_train.sweep.space import overridden
 from hsr_train.sweep.study_types import Claim, Spec
 from hsr_train.sweep.watch import Watch
@@ -50,6 +51,10 @@ class Job(Protocol):
 
     def again(self, overrides: list[str]) -> Any:
         """Return the experiment that goes on with a run."""
+        ...
+
+    def rehearse(self, experiment: Any) -> None:
+        """Prepare it, and do no more."""
         ...
 
     def run(self, experiment: Any, watch: Watch | None = None) -> Any:
@@ -124,6 +129,11 @@ class Worker:
         place = self.home / self.spec.folder / str(number)
         began, name = time.monotonic(), self._name(number)
         log.info("%s of %d: %s", name, self.total, " ".join(claim.overrides))
+        try:
+            require_own(self.spec, claim.overrides, place)
+        except InputError:
+            self._give_back(number)
+            raise
         self.study.note(number, {"directory": str(place)})
         try:
             record = self._record(claim, place)
@@ -143,7 +153,7 @@ class Worker:
             notes = {"seconds": round(time.monotonic() - began, 3)} | _cut_short(place)
         except KeyboardInterrupt as stop:
             self._give_back(number)
-            stop.add_note(GO_ON)
+            stop.__notes__ = [GO_ON]  # and not how its run would go on by itself
             raise
         except Exception as error:
             if is_full(str(error)):  # the next trial would fail like this one, which is not at fault
