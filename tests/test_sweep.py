@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -459,8 +460,12 @@ def test_each_job_gets_a_gpu_or_a_share_of_the_cores(caplog: pytest.LogCaptureFi
 
 
 def test_mode_check_prepares_the_ends_and_runs_nothing(sweep: Sweep) -> None:
-    status, errors = sweep.run(LR, BATCH, "sweep.n_trials=9", "mode=check")
-    assert status == 0, errors
+    assert main(["-m", *WORDS, f"sweep.dir={sweep.home}", LR, BATCH, "sweep.n_trials=9", "mode=check"]) == 0
+    said = sweep.capsys.readouterr().out
+    assert re.findall("Point . of .: .*", said)[1::3] == [
+        "Point 2 of 5: optimizer.lr0=0.01 train.batch=4", "Point 5 of 5: optimizer.lr0=0.0001 train.batch=32",
+    ]  # fmt: skip
+    assert said.endswith(f"Checked: 5 points of a search of 9 trials, sampler tpe, pruner median, in {sweep.home}\n")
     assert not sweep.home.exists() and sweep.epochs() == []
 
 

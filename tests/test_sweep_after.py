@@ -196,7 +196,7 @@ def test_what_failed_each_time_has_no_mean_and_is_said(tmp_path: Path) -> None:
     found = summary([trial(0, 0.5), trial(1, 0.6)], repeats)
     assert found.ranks == {0: 1, 1: 2}
     assert closing(found) == [
-        "Trial 1 has no mean over seeds: all 2 repeats of it failed",
+        "Trial 1 has no mean over seeds: its 2 repeats failed",
         "Best over 1 seed: trial 0, mAP50-95 0.4 (its search value: 0.5), with optimizer.lr0=0",
     ]
     alone = replace(found, repeats=repeats[:2])

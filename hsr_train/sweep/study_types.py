@@ -10,6 +10,7 @@ from typing import Any
 NO_MATTER = (
     "sweep.",
     "hydra.",
+    "mode=",
     "tensorboard.",
     "output_dir",
     "data.cache_dir",
@@ -126,6 +127,16 @@ class Spec:
 def is_first_worker() -> bool:
     """Return whether this is the only worker in its terminal, or the one that speaks for all of them."""
     return os.environ.get(WORKER, "0") == "0"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return such as `1 trial` or `2 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_other_hands(number: int) -> str:
+    """Say how many trials other workers have."""
+    return f"{counted(number, 'trial')} {'is' if number == 1 else 'are'} in other hands"
 
 
 def stage_name(search: str, kind: str) -> str:
