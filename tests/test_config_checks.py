@@ -50,6 +50,14 @@ REFUSALS = [
     ("hydra/launcher=x", "hydra/launcher", "must be one of basic", "hydra/launcher=basic"),
     # Grammar.
     ("foo", "foo", "neither KEY=VALUE nor an option", "foo=VALUE"),
+    (
+        "train.epochs=tag(log,intervall(1,9))",
+        "train.epochs",
+        "there is no function intervall; there are interval, choice",
+        "'train.epochs=tag(log,interval(1,9))'",
+    ),
+    ("model.name=resnet(1)", "model.name", "there is no function resnet", "'model.name=\"resnet(1)\"'"),
+    ("train.epochs=interval(1)", "train.epochs", "is no proper call: missing", "interval(A,B)"),
     ("train.epochs=3(", "train.epochs", "without quotes", "'train.epochs=\"3(\"'"),
     ("train.device=0,1", "train.device", "several values need --multirun", "train.device=[0,1]"),
     ("~train.epochs", "train.epochs", "nothing can be removed", "train.epochs=VALUE"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -368,14 +369,23 @@ REFUSED = [
     (["optimizer.lr0=interval(1e-4,7)"], ["optimizer.lr0: 7.0: must be above 0"]),
     (
         ["optimizer.lr0=interval(1e-2,1e-4)", "optimizer.momentum=interval(0.1,0.1)", "train.batch=choice(8)"],
-        ["it begins above its end", "both ends are the same", "train.batch: choice(8): is a choice of one"],
+        [
+            "it begins above its end",
+            "-> 'optimizer.lr0=interval(0.0001,0.01)'",
+            "both ends are the same",
+            "train.batch: choice(8): is a choice of one",
+        ],
     ),
     (
         ["optimizer.lr0=tag(log,interval(0,1e-2))", "train.batch=8,8", "train.seed=1,2", "train.seed=3"],
         ["a logarithmic interval begins above 0", "names 8 more than once", "train.seed: is typed more than once"],
     ),
     (["mode=validate", "model.weights=x.pt"], ["nothing is searched", "hydra/sweeper=basic"]),
-    (["train.bath=4,8"], ["-> train.batch="]),
+    (["train.bath=4,8"], ["-> train.batch=4,8"]),
+    (
+        ["train.batch=tag(log,interval(8,32))"],
+        ["train.batch: tag(log,interval(8,32)): must be a whole", "-> 'train.batch=int(tag(log,interval(8,32)))'"],
+    ),
     (["task=detect,classify"], ["a grid is of one task"]),
     (["train.seed=1,2", "sweep.storage=nonsense"], ["is no database URL and no journal file"]),
     (["train.seed=1,2", "sweep.storage=journal:/proc/x/y.log"], ["cannot be used"]),
@@ -453,8 +463,12 @@ def test_each_job_gets_a_gpu_or_a_share_of_the_cores(caplog: pytest.LogCaptureFi
 
 
 def test_mode_check_prepares_the_ends_and_runs_nothing(sweep: Sweep) -> None:
-    status, errors = sweep.run(LR, BATCH, "sweep.n_trials=9", "mode=check")
-    assert status == 0, errors
+    assert main(["-m", *WORDS, f"sweep.dir={sweep.home}", LR, BATCH, "sweep.n_trials=9", "mode=check"]) == 0
+    said = sweep.capsys.readouterr().out
+    assert re.findall("Point . of .: .*", said)[1::3] == [
+        "Point 2 of 5: optimizer.lr0=0.01 train.batch=4", "Point 5 of 5: optimizer.lr0=0.0001 train.batch=32",
+    ]  # fmt: skip
+    assert said.endswith(f"Checked: 5 points of a search of 9 trials, sampler tpe, pruner median, in {sweep.home}\n")
     assert not sweep.home.exists() and sweep.epochs() == []
 
 

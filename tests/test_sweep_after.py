@@ -199,7 +199,7 @@ def test_what_failed_each_time_has_no_mean_and_is_said(tmp_path: Path) -> None:
     found = summary([trial(0, 0.5), trial(1, 0.6)], repeats)
     assert found.ranks == {0: 1, 1: 2}
     assert closing(found) == [
-        "Trial 1 has no mean over seeds: all 2 repeats of it failed",
+        "Trial 1 has no mean over seeds: its 2 repeats failed",
         "Best over 1 seed: trial 0, mAP50-95 0.4 (its search value: 0.5), with optimizer.lr0=0",
     ]
     alone = replace(found, repeats=repeats[:2])
@@ -239,6 +239,13 @@ def test_full_length_replaces_what_the_search_had() -> None:
     runs = planned(stage(BEST, words=("train.max_steps=null", "train.epochs=50")), summary([searched], []))
     assert [run.overrides for run in runs] == [("optimizer.lr0=1", "train.max_steps=null", "train.epochs=50")]
     assert planned(stage(BEST), summary([trial(0, state="fail")], [])) == []
+
+
+def test_a_full_length_that_is_no_longer_than_its_trial_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    searched, long = replace(trial(0, 0.5), epochs=6), replace(stage(BEST), epochs=7)
+    assert planned(long, summary([searched], [])) and not caplog.text
+    assert planned(replace(long, epochs=2), summary([searched], []))
+    assert "train.epochs=2, and trial 0 had 6 epochs. For a longer run: sweep.retrain_epochs=18" in caplog.text
 
 
 def test_time_left_is_that_of_the_stage() -> None:
@@ -314,10 +321,13 @@ def test_two_who_add_the_same_repeats_at_once_run_each_once(tmp_path: Path, monk
 # ---- refused
 
 
+UNTIMED = {"time_budget": None, "finish_by": None}
+
+
 def problems(searched: str, typed: set[str], *lengths: tuple[int, int | None], **settings: Any) -> list[str]:
     """Return what is said of a search of one key whose points have these epochs and `train.max_steps`."""
     experiments = [
-        SimpleNamespace(task="detect", train=SimpleNamespace(epochs=epochs, max_steps=steps, seed=0))
+        SimpleNamespace(task="detect", train=SimpleNamespace(epochs=epochs, max_steps=steps, seed=0, **UNTIMED))
         for epochs, steps in lengths
     ]
     space = Space((Dimension(searched, "1,2", ("1", "2"), True),), ())
@@ -335,6 +345,10 @@ REFUSED = [
     (
         problems("train.epochs", set(), (4, None), (9, None), retrain_best=True, retrain_epochs=9),
         "-> sweep.retrain_epochs=27, or leave sweep.retrain_best out",
+    ),
+    (
+        problems("train.batch", set(), (9, None), (4, None), (50, 60), retrain_best=True, retrain_epochs=8),
+        "sweep.retrain_epochs: 8: is no full length: a trial has train.epochs=9\n    -> sweep.retrain_epochs=27",
     ),
 ]
 
@@ -360,7 +374,7 @@ def test_noise_of_private_training_follows_from_no_known_seed() -> None:
 
 
 def test_a_full_length_that_cannot_be_is_refused_before_the_night(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*WORDS[:1], "train.epochs=20", "train.swa=true", "sweep.retrain_best=true", "sweep.retrain_epochs=1"]
+    words = [*WORDS[:1], "train.max_steps=60", "train.swa=true", "sweep.retrain_best=true", "sweep.retrain_epochs=1"]
     assert main(["-m", *words, "optimizer.lr0=1e-3,1e-2", "mode=check"]) == 2
     assert "train.swa" in capsys.readouterr().err and not Path("outputs").exists()
 

@@ -148,6 +148,13 @@ REFUSED = [
 ]  # fmt: skip
 
 
+def test_a_search_of_another_task_is_the_only_fault_and_what_is_refused_decides_nothing(run: Run) -> None:
+    status, errors = run("sweep=classify_lr_batch")
+    assert status == 2 and "belongs to task=classify" in errors and "unknown key" not in errors
+    status, errors = run("train.seed=1,2", "sweep.objective=map")
+    assert status == 2 and "reports no such value" in errors and "Decided" not in errors
+
+
 @pytest.mark.parametrize(("words", "message"), REFUSED, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_refused_before_any_trial(words: list[str], message: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "my").mkdir()

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from hsr_train.config.names import nearest
 from hsr_train.errors import InputError, Problem
 
 PATH_KEYS = (
@@ -31,6 +32,9 @@ PATH_KEYS = (
     "sweep.warm_start",
 )
 PATH_LIST_KEYS = ("model.weights_dirs", "runs")
+
+FUNCTIONS = ("interval", "choice", "range", "tag", "int")
+"""Of Hydra's functions, those that say what is searched."""
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -100,8 +104,8 @@ class Typed:
         for line in overrides:
             try:
                 parsed.append(parser.parse_override(line))
-            except HydraException:
-                problems.append(_unreadable(line))
+            except HydraException as error:
+                problems.append(_unreadable(line, parser, " ".join(str(error).partition("\n")[0].split())))
         if problems:
             raise InputError(problems)
         return cls(list(overrides), parsed)
@@ -133,10 +137,18 @@ def _leaves(key: str, value: Any) -> list[str]:
     return [leaf for name, inner in value.items() for leaf in _leaves(f"{key}.{name}", inner)]
 
 
-def _unreadable(line: str) -> Problem:
+def _unreadable(line: str, parser: OverridesParser, reason: str) -> Problem:
     key, sign, value = line.partition("=")
     if not sign:
         return Problem(line, "", "is neither KEY=VALUE nor an option", f"{line.lstrip('+~')}=VALUE")
+    fault = reason.partition(" while evaluating ")[2].partition("': ")[2]
+    if fault.startswith("Unknown function "):
+        name = fault.split("'")[1]
+        meant = nearest(name, parser.functions.functions)
+        right = value.replace(f"{name}(", f"{meant}(") if meant else QuotedString(value, Quote.double).with_quotes()
+        return Problem(key, value, f"there is no function {name}; there are {', '.join(FUNCTIONS)}", f"'{key}={right}'")
+    if fault:
+        return Problem(key, value, f"is no proper call: {fault}", f"'{key}=interval(A,B)', or {key}=A,B,C")
     quoted = QuotedString(value, Quote.double).with_quotes()
     return Problem(
         key or line,

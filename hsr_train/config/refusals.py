@@ -120,7 +120,8 @@ def _override(override: Override, line: str, schema: type[Experiment]) -> Proble
         return None
     if override.is_sweep_override():
         values = line.partition("=")[2]
-        remedy = f"--multirun {line}, or for a list {key}=[{values}]"
+        is_call = "(" in line  # which a shell reads as its own, and which is no list
+        remedy = f"--multirun '{line}'" if is_call else f"--multirun {line}, or for a list {key}=[{values}]"
         return Problem(key, values, "several values need --multirun", remedy)
     if override.is_delete():
         return Problem(key, line, "nothing can be removed", f"{key}=VALUE")

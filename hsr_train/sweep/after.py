@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hsr_train.errors import Problem
+from hsr_train.sweep.pruning import is_undecided
 from hsr_train.sweep.repeated import SEED
 from hsr_train.sweep.space import Space
 from hsr_train.sweep.study_types import BEST, FOLDERS, SEEDS, Spec, Stage, stage_name
@@ -51,6 +52,11 @@ def after_problems(settings: Any, space: Space, typed: set[str], experiments: Se
         allowed = f"would be the trial's own run again, which has {EPOCHS}={max(same)} and no {MAX_STEPS}"
         remedy = f"sweep.retrain_epochs={3 * max(e.train.epochs for e in experiments)}, or leave sweep.retrain_best out"
         problems.append(Problem(key, shown, allowed, remedy))
+    elif settings.retrain_epochs is not None:
+        most = max((e.train.epochs for e in experiments if not is_undecided(e.train)), default=0)
+        if settings.retrain_epochs < most:
+            allowed, shown = f"is no full length: a trial has {EPOCHS}={most}", str(settings.retrain_epochs)
+            problems.append(Problem("sweep.retrain_epochs", shown, allowed, f"sweep.retrain_epochs={3 * most}"))
     return problems
 
 
@@ -70,7 +76,8 @@ def stages_after(settings: Any, spec: Spec, experiments: Sequence[Any], home: Pa
         stages.append(_spec(spec, replace(stage, seeds=seeds, top_k=settings.top_k), "Repeat"))
     if settings.retrain_best:
         words = full_length(settings, experiments)
-        stages.append(_spec(spec, replace(stage, kind=BEST, words=words), "Run at full length"))
+        epochs = settings.retrain_epochs or max(e.train.epochs for e in experiments)
+        stages.append(_spec(spec, replace(stage, kind=BEST, words=words, epochs=epochs), "Run at full length"))
     return stages
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from hsr_train.config.overrides import Typed
-from hsr_train.decisions import Decisions
+from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import detect
 from hsr_train.sweep.after import after_problems, first_words, stages_after
 from hsr_train.sweep.objectives import LATENCY, LIMITED, MEASURE, chosen, limits, not_measurable
 from hsr_train.sweep.pruning import chosen_pruning
-from hsr_train.sweep.space import Space, left_out, overridden, read_space
+from hsr_train.sweep.space import Space, as_searched, left_out, overridden, read_space
 from hsr_train.sweep.study_types import NO_MATTER, Pruning, Spec
 from hsr_train.sweep.urls import storage_url
 from hsr_train.sweep.varied import same_thing, without_effect
@@ -96,10 +96,10 @@ def checked_search(
         InputError: With everything that is refused.
     """
     space = read_space(arguments, params, config_loader)
-    first = job.compose(space.first())
+    first = _first(space, job, set(params or {}) - set(left_out(arguments, params)))
     is_typed = any("=" in a and a.partition("=")[0] in {d.key for d in space.dimensions} for a in arguments)
     space = space.without("sweep.")  # a trial's own record says nothing of the search
-    settings, decisions = first.sweep, Decisions()
+    settings, decided = first.sweep, list[Decision]()
     objectives, directions, problems = chosen(first)
     constraints, wrong = limits(first)
     goals = list(dict.fromkeys([*objectives, *constraints]))
@@ -109,15 +109,18 @@ def checked_search(
     sampler = group.name if group is not None else _sampler(space, settings)
     problems += _of_group(group, arguments) + _problems(space, first, sampler)
     problems += warm_start_problems(settings, sampler) + same_thing(space)
-    checked, refused = _composed(space.grid() if sampler == "grid" else space.ends(), job)
+    checked, refused = _composed(space, space.grid() if sampler == "grid" else space.ends(), job)
     problems += refused
-    pruning, wrong = chosen_pruning(first, checked.values(), objectives, sampler, decisions)
+    pruning, wrong = chosen_pruning(first, checked.values(), objectives, sampler, decided)
     problems += wrong
     problems += [] if problems else without_effect(space, checked, goals)
     problems += after_problems(settings, space, Typed.parse(arguments).keys, list(checked.values()))
     if problems:
         raise InputError(problems)
     later = [job.compose(overridden(space.first(), words)) for words in first_words(settings, list(checked.values()))]
+    decisions = Decisions()
+    for decision in decided:
+        decisions.record(decision.key, decision.value, decision.reason)
     for key in left_out(arguments, params):
         log.info("%s is typed, and so not what sweep= would search", key)
     if constraints and sampler not in LIMITED:
@@ -155,7 +158,28 @@ def specs_of(search: Search, job: Job) -> tuple[list[Spec], Path]:
     return [spec, *stages_after(settings, spec, list(search.checked.values()), home)], home
 
 
-def _composed(points: Sequence[Sequence[str]], job: Job) -> tuple[dict[tuple[str, ...], Any], list[Problem]]:
+def _first(space: Space, job: Job, of_file: set[str]) -> Any:
+    """Return the experiment of a search's first point.
+
+    Args:
+        space: What is searched.
+        job: Composes experiments.
+        of_file: Searched keys that nobody typed: of the file that sweep= names.
+
+    Raises:
+        InputError: It is refused.
+    """
+    try:
+        return job.compose(space.first())
+    except InputError as error:
+        # Where the file is refused as a whole, such as one of another task, its keys are not at fault.
+        hidden = of_file if any(p.key == "sweep" for p in error.problems) else set()
+        raise InputError([as_searched(p, space) for p in error.problems if p.key not in hidden]) from error
+
+
+def _composed(
+    space: Space, points: Sequence[Sequence[str]], job: Job
+) -> tuple[dict[tuple[str, ...], Any], list[Problem]]:
     """Return the experiments of some points, and what is wrong with any."""
     checked: dict[tuple[str, ...], Any] = {}
     problems: list[Problem] = []
@@ -163,7 +187,8 @@ def _composed(points: Sequence[Sequence[str]], job: Job) -> tuple[dict[tuple[str
         try:
             checked[tuple(point)] = job.compose(point)
         except InputError as error:
-            problems += [p for p in error.problems if p not in problems]
+            found = [as_searched(p, space) for p in error.problems]
+            problems += [p for p in found if p not in problems]
     return checked, problems
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from hsr_train.run.log import duration
 from hsr_train.run.status import read_status
 from hsr_train.sweep.results import ordered
-from hsr_train.sweep.study_types import NOUNS
+from hsr_train.sweep.study_types import NOUNS, counted
 from hsr_train.sweep.summary import Summary, TrialSummary
 
 RECENT_S = 300.0
@@ -41,8 +41,7 @@ def line(summary: Summary, now: float | None = None) -> str:
         parts.append(f"best: trial {best.number}, {text}{more}")
     left_s, workers = left(summary, now)
     if left_s is not None:
-        by = "1 worker" if workers == 1 else f"{workers} workers"
-        parts.append(f"about {duration(left_s)} left with {by}")
+        parts.append(f"about {duration(left_s)} left with {counted(workers, 'worker')}")
     return "; ".join(parts)
 
 
@@ -83,7 +82,7 @@ def closing(summary: Summary) -> list[str]:
     lines, winner = [], summary.front[0] if summary.front else None
     for number, repeated in summary.repeated.items():
         if repeated.mean is None and repeated.failed and not repeated.open:
-            lines.append(f"Trial {number} has no mean over seeds: all {repeated.failed} repeats of it failed")
+            lines.append(f"Trial {number} has no mean over seeds: its {counted(repeated.failed, 'repeat')} failed")
     if winner is None:
         return lines
     best = summary.repeated.get(winner.number)
@@ -94,9 +93,8 @@ def closing(summary: Summary) -> list[str]:
     full = summary.at_full_length
     if full is not None:
         values = ", ".join(f"{n} {v:.4g}" for n, v in zip(summary.objectives, full.values or [], strict=True))
-        lines.append(
-            f"Retrained at full length: trial {full.of}, {values} after {full.epochs} epochs: {full.directory}"
-        )
+        took = counted(full.epochs or 0, "epoch")
+        lines.append(f"Retrained at full length: trial {full.of}, {values} after {took}: {full.directory}")
     return lines
 
 

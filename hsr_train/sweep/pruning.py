@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hsr_train.decisions import Decisions
+from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
 from hsr_train.sweep.objectives import METRICS
 from hsr_train.sweep.study_types import Pruning
@@ -25,7 +25,7 @@ _LENGTHS = ("max_steps", "time_budget", "finish_by")
 
 
 def chosen_pruning(
-    experiment: Any, points: Iterable[Any], objectives: list[str], sampler: str, decisions: Decisions
+    experiment: Any, points: Iterable[Any], objectives: list[str], sampler: str, decided: list[Decision]
 ) -> tuple[Pruning | None, list[Problem]]:
     """Return how a sweep gives trials up, and what is wrong with what was typed for it.
 
@@ -34,7 +34,7 @@ def chosen_pruning(
         points: Further points of it, which together have all that a trial's length may depend on.
         objectives: What is searched for.
         sampler: `sweep.sampler`, decided.
-        decisions: Receives the pruner if nobody typed one.
+        decided: Receives the pruner if nobody typed one; nothing is logged, since the search may be refused yet.
 
     Returns:
         None where no epoch has a value that could be reported.
@@ -45,12 +45,12 @@ def chosen_pruning(
         if asked not in ("auto", "none"):
             return None, [Problem(KEY, asked, f"cannot be: {obstacle}", f"{KEY}=none, or leave it out")]
         if asked == "auto":
-            decisions.record(KEY, "none", obstacle)
+            decided.append(Decision(KEY, "none", obstacle))
         return None, []
     name, problems = asked, []
     if asked == "auto":
         name, reason = _automatic(experiment, sampler)
-        decisions.record(KEY, name, reason)
+        decided.append(Decision(KEY, name, reason))
     elif asked != "none" and (asked == WHOLE) != experiment.is_cross_validation:
         folds = "data.fold=all, whose trials are compared fold by fold"
         if asked == WHOLE:
@@ -74,8 +74,16 @@ def have_different_lengths(points: Iterable[Any]) -> bool:
         points: Experiments with both ends of each interval and every choice.
     """
     trains = [experiment.train for experiment in points]
-    undecided = any(getattr(train, key) is not None for train in trains for key in _LENGTHS)
-    return undecided or len({train.epochs for train in trains}) > 1
+    return any(map(is_undecided, trains)) or len({train.epochs for train in trains}) > 1
+
+
+def is_undecided(train: Any) -> bool:
+    """Return whether the number of a run's epochs is decided later than its configuration.
+
+    Args:
+        train: Section `train` of its experiment.
+    """
+    return any(getattr(train, key) is not None for key in _LENGTHS)
 
 
 def step_name(pruning: Pruning | None) -> str:

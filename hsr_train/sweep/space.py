@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -111,6 +112,23 @@ def overridden(words: Sequence[str], by: Sequence[str]) -> list[str]:
     return [*(word for word in words if word.partition("=")[0].lstrip("+") not in keys), *by]
 
 
+def pasted(line: str) -> str:
+    """Return an override as it may be pasted into a shell: in quotes where it has parentheses."""
+    return f"'{line}'" if "(" in line else line
+
+
+def as_searched(problem: Problem, space: Space) -> Problem:
+    """Return what is wrong with one value of a searched key, with the whole search in its remedy."""
+    found = next((d for d in space.dimensions if d.key == problem.key), None)
+    if found is None:
+        return problem
+    if not found.is_discrete and problem.allowed.startswith("must be a whole number"):
+        return replace(problem, value=found.text, remedy=pasted(f"{found.key}=int({found.text})"))
+    if problem.allowed == "unknown key" and re.fullmatch(r"[\w./]+=\S*", problem.remedy):
+        return replace(problem, remedy=pasted(f"{problem.remedy.partition('=')[0]}={found.text}"))
+    return problem
+
+
 def left_out(arguments: Sequence[str], params: Mapping[str, Any] | None) -> list[str]:
     """Return the keys that a file would search, and that are typed."""
     typed = Typed.parse(arguments)
@@ -132,10 +150,11 @@ def _problems(override: Override) -> list[Problem]:
             return [Problem(key, text, "is an empty interval: both ends are the same", f"{key}={value.start}")]
         if start > end:
             turned = f"interval({value.end},{value.start})"
-            remedy = f"{key}=tag(log,{turned})" if tags else f"{key}={turned}"
+            remedy = pasted(f"{key}=tag(log,{turned})" if tags else f"{key}={turned}")
             return [Problem(key, text, "is an empty interval: it begins above its end", remedy)]
         if tags and start <= 0:
-            return [Problem(key, text, "a logarithmic interval begins above 0", f"{key}=tag(log,interval(1e-5,{end}))")]
+            remedy = pasted(f"{key}=tag(log,interval(1e-5,{end}))")
+            return [Problem(key, text, "a logarithmic interval begins above 0", remedy)]
         return []
     values = list(override.sweep_string_iterator())
     if not values:

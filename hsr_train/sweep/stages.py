@@ -8,6 +8,7 @@ they are.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from optuna.trial import FrozenTrial
 
 from hsr_train.sweep.repeated import SEED
 from hsr_train.sweep.space import overridden
-from hsr_train.sweep.study_types import BEST, FOLDERS, SEEDS, Stage, stage_name
+from hsr_train.sweep.study_types import BEST, FOLDERS, SEEDS, Stage, is_first_worker, stage_name
 from hsr_train.sweep.summary import Phase, Summary, TrialSummary, is_begun, trial_summary
+
+log = logging.getLogger(__name__)
 
 SIGNED = "stage"
 """User attribute of a study: which stage it is."""
@@ -47,7 +50,15 @@ def planned(stage: Stage, summary: Summary) -> list[Planned]:
     if stage.seeds:
         best = _best(summary, stage.top_k)
         return [Planned((*overridden(t.overrides, [f"{SEED}={s}"]),), t.number) for s in stage.seeds for t in best]
-    return [Planned((*overridden(t.overrides, stage.words),), t.number) for t in summary.front[:1]]
+    winner = summary.front[:1]
+    for trial in winner:
+        if 0 < stage.epochs <= (trial.epochs or 0) and is_first_worker():  # its steps decided how many
+            log.warning(
+                "Full length is no longer than the search: train.epochs=%d, and trial %d had %d epochs. "
+                "For a longer run: sweep.retrain_epochs=%d",
+                stage.epochs, trial.number, trial.epochs, 3 * (trial.epochs or 0),
+            )  # fmt: skip
+    return [Planned((*overridden(t.overrides, stage.words),), t.number) for t in winner]
 
 
 def distinct(trials: Sequence[FrozenTrial], runs: Sequence[Planned] | None = None) -> list[FrozenTrial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 NO_MATTER = (
     "sweep.",
     "hydra.",
+    "mode=",
     "tensorboard.",
     "output_dir",
     "data.cache_dir",
@@ -58,6 +60,7 @@ class Stage:
         seeds: With which the best trials are repeated.
         top_k: How many of them.
         words: What the winner is trained with at full length, beside its own overrides.
+        epochs: How long that is at most; 0: it is no such stage.
     """
 
     kind: str
@@ -67,6 +70,7 @@ class Stage:
     seeds: tuple[int, ...] = ()
     top_k: int = 0
     words: tuple[str, ...] = ()
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,21 @@ class Spec:
     folder: str = "trials"
     noun: str = "Trial"
     stage: Stage | None = None
+
+
+def is_first_worker() -> bool:
+    """Return whether this is the only worker in its terminal, or the one that speaks for all of them."""
+    return os.environ.get(WORKER, "0") == "0"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return such as `1 trial` or `2 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_other_hands(number: int) -> str:
+    """Say how many trials other workers have."""
+    return f"{counted(number, 'trial')} {'is' if number == 1 else 'are'} in other hands"
 
 
 def stage_name(search: str, kind: str) -> str:

@@ -12,11 +12,12 @@ from hydra.plugins.sweeper import Sweeper
 from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.run.log import success
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
+from hsr_train.sweep.checking import check_points
 from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.own_runs import require_own_runs
 from hsr_train.sweep.plan import Group, checked_search, specs_of
 from hsr_train.sweep.repeated import SEED
-from hsr_train.sweep.study_types import NOUNS, Spec, Standing
+from hsr_train.sweep.study_types import NOUNS, Spec, Standing, counted, in_other_hands
 from hsr_train.sweep.worker import Worker, failure, this_process
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ class HsrSweeper(Sweeper):
         """
         search = checked_search(arguments, self.params, self.group, self.config_loader, self.job)
         if search.first.mode == "check":
-            for experiment in (*search.checked.values(), *search.later):
-                self.job.run(experiment)
+            check_points(search, *specs_of(search, self.job), self.job)
             return
         specs, home = specs_of(search, self.job)
         settings, checked = search.first.sweep, search.checked
@@ -66,7 +66,7 @@ class HsrSweeper(Sweeper):
             self.job.rehearse(next(iter(checked.values())))
         require_own_runs(specs[0], home)
         _make(home)
-        log.info("Sweep of %d trials: %s", specs[0].n_trials, home)
+        log.info("Sweep of %s: %s", counted(int(specs[0].n_trials or 0), "trial"), home)
 
         def work() -> None:
             ends = []
@@ -165,7 +165,7 @@ def _conclude(specs: Sequence[Spec], ends: Sequence[Standing], closing: Sequence
         if end.failed:
             failures.append(f"{len(end.failed)} of {end.n_trials} {noun} failed: {', '.join(map(str, end.failed))}")
     if open_states:
-        log.info("%d trials are in other hands; this worker has none left to take", open_states)
+        log.info("%s; this worker has none left to take", in_other_hands(open_states))
     if failures:
         raise failure([status for end in ends for status in end.failed.values()], "; ".join(failures))
     if not open_states:

@@ -13,7 +13,7 @@ from hsr_train.config.refusals import sets
 from hsr_train.config.saved import plain
 from hsr_train.errors import Problem
 from hsr_train.sweep.objectives import MEASURE, MEMORY, TIME
-from hsr_train.sweep.space import Dimension, Space
+from hsr_train.sweep.space import Dimension, Space, pasted
 
 _NO_RESULT = ("tensorboard.", "export.", "output_dir", "data.cache_dir", "train.save_period", MEASURE)
 _COSTS_ONLY = {"train.workers": {TIME}, "train.cache": {TIME}, "train.val_batch": {TIME, MEMORY}}
@@ -63,12 +63,12 @@ def _overlap(one: Dimension, other: Dimension) -> Problem | None:
     if not below and not setting:
         return None
     allowed = f"is searched, and so is {one.key}, " + (f"which sets it, too: {one.key}={setting[0]}" if setting else "")
-    remedy = f"search one of the two: {one.line}"
+    remedy = f"search one of the two: {pasted(one.line)}"
     if below:
         allowed = f"is searched, and so is {one.key}, of which it is a part"
         remedy = f"search one of the two, or {one.key}.name=A,B with {other.key}"
         if other.key == f"{one.key}.name":
-            remedy = f"search one of the two: {one.line}"
+            remedy = f"search one of the two: {pasted(one.line)}"
     return Problem(other.key, other.text, allowed, remedy)
 
 

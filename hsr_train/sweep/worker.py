@@ -28,7 +28,7 @@ from hsr_train.sweep.agent import StudyDoor
 from hsr_train.sweep.objectives import broken, values_of
 from hsr_train.sweep.own_runs import require_own
 from hsr_train.sweep.space import overridden
-from hsr_train.sweep.study_types import Claim, Spec
+from hsr_train.sweep.study_types import Claim, Spec, in_other_hands
 from hsr_train.sweep.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Worker:
                 if claim is None and not others:
                     return
                 if others and not is_waiting:
-                    log.info("%d trials are in other hands; waiting for what they come to", others)
+                    log.info("%s; waiting for what they come to", in_other_hands(others))
                     is_waiting = True
                 _wait(OTHERS_S if others else POLL_S)
                 continue

@@ -1,0 +1,49 @@
+"""`mode=check` of a search: each of its points is checked like a run, under a line that says which one it is.
+
+`plan` has refused before what needs no data; `sweeper` calls this instead of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hsr_train.sweep.after import first_words
+from hsr_train.sweep.plan import Search
+from hsr_train.sweep.study_types import Spec, counted
+from hsr_train.sweep.worker import Job
+
+
+def check_points(search: Search, specs: Sequence[Spec], home: Path, job: Job) -> None:
+    """Print the report of each point, and what the whole search would be.
+
+    Args:
+        search: What is searched.
+        specs: Its study, and those of what comes after it.
+        home: The sweep's folder.
+        job: Checks experiments.
+    """
+    lines = {d.key for d in search.space.dimensions}
+    for number, (overrides, experiment) in enumerate(search.checked.items(), start=1):
+        point = " ".join(word for word in overrides if word.partition("=")[0] in lines)
+        print(f"Point {number} of {len(search.checked)}: {point}", flush=True)
+        job.run(experiment)
+    words = first_words(search.first.sweep, list(search.checked.values()))
+    for after, experiment in zip(words, search.later, strict=True):
+        print(f"After the search, such as: {' '.join(after) or 'its best trial'}", flush=True)
+        job.run(experiment)
+    print(checked_line(specs[0], len(search.checked), home), flush=True)
+
+
+def checked_line(spec: Spec, n_points: int, home: Path) -> str:
+    """Return what a search would be, in a line.
+
+    Args:
+        spec: Its study.
+        n_points: How many points of it are checked.
+        home: The sweep's folder.
+    """
+    pruner = "none" if spec.pruning is None else spec.pruning.name
+    total = counted(int(spec.n_trials or n_points), "trial")
+    points = counted(n_points, "point")
+    return f"Checked: {points} of a search of {total}, sampler {spec.sampler}, pruner {pruner}, in {home}"
