@@ -307,9 +307,9 @@ def _execute(experiment: Experiment, watch: Watch | None) -> Result:
 
 
 def _rehearse(experiment: Experiment) -> None:
-    from hsr_train import execution
+    from hsr_train.cross_validation import rehearse
 
-    execution.rehearse(experiment)
+    rehearse(experiment)
 
 
 def _hand_to_hydra(argv: list[str], job: _Job) -> None:

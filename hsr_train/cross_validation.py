@@ -63,6 +63,27 @@ class FoldEngine(Engine, Protocol):
         ...
 
 
+def rehearse(experiment: Any) -> None:
+    """Prepare a run and do no more, without a word: what its start would refuse is refused now.
+
+    Args:
+        experiment: From `compose`; not changed.
+
+    Raises:
+        InputError: The input is at fault.
+        RunError: It cannot be prepared.
+    """
+    experiment = deepcopy(experiment)
+    if experiment.is_cross_validation:
+        experiment.data.fold = 0
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        load_engine(experiment.task).prepare(experiment, detect(), Decisions(experiment.origin.decisions))
+    finally:
+        logging.disable(before)
+
+
 def execute_any(experiment: Any, watch: Watch | None = None) -> Result:
     """Do what an experiment asks in this process: `hsr_train.execute`.
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from datetime import datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -57,27 +56,6 @@ log = logging.getLogger(__name__)
 LEAST_FREE_BYTES = 16 * 2**20
 LEAST_TIME_S = 10.0
 """Of a time budget, after the start: less cannot hold an epoch and what comes after it."""
-
-
-def rehearse(experiment: Experiment) -> None:
-    """Prepare a run and do no more, without a word: what its start would refuse is refused now.
-
-    Args:
-        experiment: From `compose`; not changed.
-
-    Raises:
-        InputError: The input is at fault.
-        RunError: It cannot be prepared.
-    """
-    experiment = deepcopy(experiment)
-    if experiment.is_cross_validation:
-        experiment.data.fold = 0  # type: ignore[attr-defined]  # only such tasks have folds
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        load_engine(experiment.task).prepare(experiment, detect(), Decisions(experiment.origin.decisions))
-    finally:
-        logging.disable(before)
 
 
 def execute(experiment: Experiment, watch: Watch | None = None) -> Result:

@@ -339,6 +339,9 @@ def test_another_search_under_the_same_name_is_refused(sweep: Sweep) -> None:
     assert status == 2
     assert "is another one: it searches optimizer.lr0 in tag(log,interval(0.0001,0.01))" in errors
     status, errors = sweep.run(LR, "sweep.n_trials=1", "train.seed=7")
+    assert status == 2 and "trials/0: holds the run of another search, without train.seed=7" in errors
+    shutil.rmtree(sweep.home / "trials" / "0" / ".hydra")  # as if the trial had run on another machine
+    status, errors = sweep.run(LR, "sweep.n_trials=1", "train.seed=7")
     assert status == 2 and "it lacks train.seed=7" in errors
     require_complete(sweep, 1)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import io
 import json
 import os
+import re
+import shlex
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -259,6 +262,21 @@ def test_a_report_with_many_goals_and_a_failed_repeat_is_drawn(tmp_path: Path) -
     write_report(found, ["few", "few"], tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "0.75 ± 0.071" in page and "5.25 ± 0.35" in page and "1 failed" in page
+
+
+def test_the_page_names_the_best_of_the_search_and_the_winner_over_seeds_as_the_command_does(tmp_path: Path) -> None:
+    (tmp_path / "best.yaml").touch()
+    trials, repeats = [trial(0, 0.25), trial(1, 0.41667)], [trial(0, 0.5, of=0, seed=1), trial(1, 0.4, of=1, seed=1)]
+    typed = ["x", "-m", "data.path='demo'", "optimizer.lr0=tag(log,interval(1,2))", "a='$b'"]
+    write_report(replace(summary(trials, repeats), command=typed), ["few"], tmp_path)
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert "Best of the search: trial 1</b>, mAP50-95 0.4167, with <code>optimizer.lr0=1<" in page
+    assert "Best over 1 seed: trial 0, mAP50-95 0.5 (its search value: 0.25)" in page and "Best: " not in page
+    assert f"To run trial 0 again: <code>python -m hsr_train --config-dir {tmp_path} --config-name best<" in page
+    (begun,) = re.findall("Begun with <code>python -m hsr_train (.*?)</code>", page)
+    assert shlex.split(begun) == typed[1:] and begun.startswith("""-m "data.path='demo'" 'optimizer.lr0=""")
+    write_report(summary(trials, []), ["few"], tmp_path)
+    assert "<b>Best: trial 1</b>, mAP50-95 0.4167" in (tmp_path / "report.html").read_text()
 
 
 # ---- a study of given runs

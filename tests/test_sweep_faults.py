@@ -93,7 +93,7 @@ def test_a_read_only_disk_is_refused_in_one_line_and_a_study_on_it_stays(sweep: 
     url = storage_url(None, disk.path)
     close_storage(open_storage(url))
     subprocess.run(["mount", "-o", "remount,ro", str(disk.path)], check=True)
-    for read_only in (url, storage_url(None, disk.path / "new"), f"journal:{disk.path / 'new.journal'}"):
+    for read_only in (url, storage_url(f"{disk.path}/new.db", disk.path), f"journal:{disk.path / 'new.journal'}"):
         with pytest.raises(InputError) as found:
             open_storage(read_only)
         (problem,) = found.value.problems

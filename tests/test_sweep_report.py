@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from hsr_train.sweep import figures
 from hsr_train.sweep.progress import left, line, table
 from hsr_train.sweep.report import write_report
 from hsr_train.sweep.reporting import Reporter
-from hsr_train.sweep.results import write_best, write_leaderboard
-from hsr_train.sweep.summary import Summary, TrialSummary, importances, summarize
+from hsr_train.sweep.results import command_of, write_best, write_leaderboard
+from hsr_train.sweep.summary import Parameter, Summary, TrialSummary, importances, summarize
 
 SPACE: dict[str, BaseDistribution] = {
     "optimizer.lr0": FloatDistribution(1e-4, 1e-1, log=True),
@@ -188,6 +189,18 @@ def test_importance_is_not_said_where_it_cannot_be(tmp_path: Path, values: list[
     assert isinstance(found, str) and said in found
     write_report(summary, [found], tmp_path)
     assert f"Not said: {found}" in (tmp_path / "report.html").read_text()
+
+
+def test_importance_of_a_single_key_is_not_said(tmp_path: Path) -> None:
+    study = study_of([{"values": [0.5], "params": {}}] * 12)
+    found = replace(summarize(study, study.get_trials(), 12, tmp_path), parameters=[Parameter("optimizer.lr0")])
+    assert importances(study, found)[0].startswith("only one key is searched, so ")  # type: ignore[union-attr]
+
+
+def test_best_is_run_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for home in (Path("my sweep"), tmp_path / "my sweep"):
+        assert command_of(home) == f"python -m hsr_train --config-dir '{tmp_path}/my sweep' --config-name best"
 
 
 def test_importance_of_less_is_better_looks_at_the_low_end(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from hsr_train.errors import RunError
 
 if TYPE_CHECKING:
+    from hsr_train.sweep.study import Study
     from hsr_train.sweep.study_types import Claim, Spec, Standing
     from hsr_train.sweep.watch import Door, Report
 
@@ -152,9 +153,17 @@ class RemoteStudy:
 def serve(letters: IO[bytes], answers: IO[bytes]) -> None:
     """Answer calls until there are no more."""
     from hsr_train.sweep.study import Study
-    from hsr_train.sweep.watch import listen
 
     study = Study()
+    try:
+        _answer(study, letters, answers)
+    finally:
+        study.close()
+
+
+def _answer(study: Study, letters: IO[bytes], answers: IO[bytes]) -> None:
+    from hsr_train.sweep.watch import listen
+
     door: Door | None = None
     while True:
         try:

@@ -25,7 +25,10 @@ def best_points(spec: Spec) -> list[tuple[int, dict[str, Any]]]:
         InputError: The folder's study cannot be read, is of another task or goal, or has no complete trial.
     """
     folder = Path(str(spec.warm_start)).expanduser().absolute()
-    storage = open_storage(storage_url(None, folder))
+    try:
+        storage = open_storage(storage_url(None, folder))
+    except InputError as error:
+        raise _refused(spec, f"its study {error.problems[0].allowed}") from error
     try:
         names = searches(optuna.get_all_study_names(storage))
         name = folder.name if folder.name in names else names[0] if len(names) == 1 else None

@@ -7,6 +7,7 @@ import html
 import io
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,20 +99,28 @@ def _head(summary: Summary, home: Path) -> str:
         if summary.complete and not summary.front:
             lines.append("<p><b>No complete trial holds the constraints.</b></p>")
     if summary.command:
-        words = shlex.join(summary.command[1:])
-        lines.append(f"<p class=quiet>Searched with <code>python -m hsr_train {_text(words)}</code></p>")
+        words = " ".join(map(_quoted, summary.command[1:]))
+        lines.append(f"<p class=quiet>Begun with <code>python -m hsr_train {_text(words)}</code></p>")
     front = summary.front
     if front:
-        named = ", ".join(f"{n} {v:.5g}" for n, v in zip(summary.objectives, front[0].values or [], strict=True))
-        first = "Best" if len(summary.objectives) == 1 else f"Best in {summary.objectives[0]}"
+        chosen = replace(summary, repeats=[]).front[0]  # by the search's own values, as the command says it
+        named = ", ".join(f"{n} {v:.4g}" for n, v in zip(summary.objectives, chosen.values or [], strict=True))
+        after = closing(summary)
+        first = "Best of the search" if after else "Best"
+        first += "" if len(summary.objectives) == 1 else f" in {summary.objectives[0]}"
         lines.append(
-            f"<p><b>{_text(first)}: trial {front[0].number}</b>, {_text(named)}, with "
-            f"<code>{_text(' '.join(front[0].overrides))}</code></p>"
+            f"<p><b>{_text(first)}: trial {chosen.number}</b>, {_text(named)}, with "
+            f"<code>{_text(' '.join(chosen.overrides))}</code></p>"
         )
-        lines += [f"<p><b>{_text(line)}</b></p>" for line in closing(summary)]
+        lines += [f"<p><b>{_text(line)}</b></p>" for line in after]
         if (home / BEST).is_file():
-            lines.append(f"<p>To run it again: <code>{_text(command_of(home))}</code></p>")
+            lines.append(f"<p>To run trial {front[0].number} again: <code>{_text(command_of(home))}</code></p>")
     return "\n".join(lines)
+
+
+def _quoted(word: str) -> str:
+    """Return a word as it can be pasted into a shell; one with quotes of its own in double ones, to stay readable."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _over_seeds(summary: Summary) -> list[str]:

@@ -75,9 +75,8 @@ def relative(trial: TrialSummary, home: Path) -> str:
 
 
 def command_of(home: Path) -> str:
-    """Return what to type to run the best trial again."""
-    place = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
-    return f"python -m hsr_train --config-dir {shlex.quote(os.fspath(place))} --config-name {Path(BEST).stem}"
+    """Return what to type, in any folder, to run the best trial again."""
+    return f"python -m hsr_train --config-dir {shlex.quote(os.fspath(home.absolute()))} --config-name {Path(BEST).stem}"
 
 
 def write_best(summary: Summary, home: Path) -> TrialSummary | None:

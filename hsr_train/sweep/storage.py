@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sqlite3
 import time
 from pathlib import Path
@@ -15,14 +16,16 @@ from optuna.storages.journal import JournalFileBackend
 
 from hsr_train.errors import InputError, Problem
 from hsr_train.run.atomic import is_full
-from hsr_train.sweep.urls import JOURNAL, REMEDY
+from hsr_train.sweep.urls import JOURNAL, REMEDY, STUDY_FILE
 
 log = logging.getLogger(__name__)
 
 LOCKED_S = 60.0
 """How long SQLite waits for another worker's transaction."""
+WRITE_BACK_S = 2.0
 CONNECT_S = 10
 AT_ONCE = ("already exists", "UNIQUE", "duplicate key", "Duplicate entry", "locked")
+DAMAGED = ("file is not a database", "disk image is malformed")
 OPENINGS = 5
 """Two processes that make a new database's tables at once: the slower one tries again."""
 
@@ -34,11 +37,11 @@ def open_storage(url: str) -> BaseStorage:
         url: From `urls.storage_url`.
 
     Raises:
-        InputError: It cannot be reached or written.
+        InputError: It cannot be reached or written, or is a file in a folder that does not exist.
     """
     try:
         if url.startswith(JOURNAL):
-            return _journal(Path(url.removeprefix(JOURNAL)))
+            return _journal(url)
         storage = _database(url)
     except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         raise refused(url, error) from error
@@ -51,6 +54,9 @@ def close_storage(storage: BaseStorage) -> None:
     database = getattr(storage, "_backend", storage)
     if isinstance(database, RDBStorage):
         database.engine.dispose()
+        url = database.engine.url
+        if url.get_backend_name() == "sqlite" and url.database and Path(url.database).is_file():
+            _write_back(Path(url.database).absolute())
 
 
 def refused(url: str, error: BaseException) -> InputError:
@@ -67,6 +73,8 @@ def refused(url: str, error: BaseException) -> InputError:
     where = shown_url(url)
     is_file = where.startswith(("sqlite", JOURNAL))
     remedy = "make it writable" if is_file else "see that its server runs, and knows this user and this name"
+    if any(words in text for words in DAMAGED):
+        return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", _without_it(where)))
     remedy = "make space there" if is_full(text) else remedy
     remedy += ", or sweep.storage=" + ("..." if is_file else "of another server")
     return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", remedy))
@@ -92,8 +100,28 @@ def _without_driver(url: str, module: str) -> tuple[str, str]:
     return f"needs a package that is not installed: {module}", remedy
 
 
-def _journal(path: Path) -> BaseStorage:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _without_it(url: str) -> str:
+    """Return the remedy for a file that holds no study."""
+    path = url if url.startswith(JOURNAL) else sqlalchemy.make_url(url).database
+    other = "sweep.dir=ANOTHER" if Path(str(path)).name == STUDY_FILE else "sweep.storage=ANOTHER"
+    return f"move it away (mv {shlex.quote(str(path))} ELSEWHERE), or {other}"
+
+
+def _require_folder(url: str, path: Path) -> None:
+    """Refuse a file in a folder that is not there: a mistyped path would become a new and empty study.
+
+    Raises:
+        InputError: It is not.
+    """
+    folder = path.absolute().parent
+    if not folder.exists():
+        remedy = f"mkdir -p {shlex.quote(str(folder))}, or sweep.storage=FILE.db in a folder that exists"
+        raise InputError(Problem("sweep.storage", shown_url(url), f"cannot be used: {folder} does not exist", remedy))
+
+
+def _journal(url: str) -> BaseStorage:
+    path = Path(url.removeprefix(JOURNAL))
+    _require_folder(url, path)
     with path.open("ab"):  # a file that cannot be written would be waited for
         pass
     return JournalStorage(JournalFileBackend(str(path)))
@@ -103,6 +131,7 @@ def _database(url: str) -> RDBStorage:
     parsed = sqlalchemy.make_url(url)
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
+        _require_folder(url, Path(parsed.database))
         _prepare_sqlite(Path(parsed.database))
     options: dict[str, Any] = {"pool_pre_ping": True}
     if sqlite:
@@ -126,6 +155,18 @@ def _database(url: str) -> RDBStorage:
     return storage
 
 
+def _write_back(path: Path) -> None:
+    """Bring what is in the write-ahead log into the database's file, so that a copy of that alone is the study."""
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=WRITE_BACK_S, isolation_level=None)
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:  # another worker is at it, or the disk refuses: nothing is lost, the log stays
+        log.debug("%s keeps its write-ahead log: %s", path, error)
+
+
 def _begin(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -136,7 +177,6 @@ def _prepare_sqlite(path: Path) -> None:
     Raises:
         OSError: It cannot.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         connection = sqlite3.connect(path, timeout=LOCKED_S, isolation_level=None)
         try:

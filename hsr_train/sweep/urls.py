@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from hsr_train.errors import InputError, Problem
 
 JOURNAL = "journal:"
 STUDY_FILE = "study.db"
-REMEDY = "sweep.storage=postgresql://USER@HOST/NAME, or sweep.storage=journal:FILE"
+REMEDY = "sweep.storage=postgresql://USER@HOST/NAME, or sweep.storage=journal:FILE, or sweep.storage=FILE.db"
 
 
 def storage_url(typed: str | None, home: Path) -> str:
@@ -22,11 +23,16 @@ def storage_url(typed: str | None, home: Path) -> str:
         InputError: It is neither.
     """
     if typed is None:
-        return f"sqlite:///{home / STUDY_FILE}"
+        return _of_file(home / STUDY_FILE)
     if typed.startswith(JOURNAL) or ("://" not in typed and typed.endswith((".log", ".journal"))):
         return JOURNAL + str(Path(typed.removeprefix(JOURNAL)).expanduser().absolute())
     if "://" not in typed and typed.endswith((".db", ".sqlite", ".sqlite3")):
-        return f"sqlite:///{Path(typed).expanduser().absolute()}"
+        return _of_file(Path(typed).expanduser().absolute())
     if "://" not in typed:
         raise InputError(Problem("sweep.storage", typed, "is no database URL and no journal file", REMEDY))
     return typed
+
+
+def _of_file(path: Path) -> str:
+    """Return the URL of an SQLite file, whose name may hold what means something in a URL: `?`, `#`, `%`."""
+    return "sqlite:///" + quote(str(path), safe="/ +")

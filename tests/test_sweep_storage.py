@@ -1,0 +1,102 @@
+"""Where a study is kept: its file, its path, and what is refused; studies in process, without a command."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from test_sweep_after import search_spec
+
+from hsr_train.errors import InputError, Problem
+from hsr_train.sweep import agent
+from hsr_train.sweep.previous import best_points
+from hsr_train.sweep.storage import close_storage, open_storage
+from hsr_train.sweep.urls import storage_url
+from hsr_train.sweep.worker import this_process
+
+
+def states(file: Path) -> list[str]:
+    """Return the states of the study `s` in a file, as somebody else's optuna reads it."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    found = [t.state.name for t in optuna.load_study(study_name="s", storage=storage).get_trials()]
+    storage.remove_session()
+    storage.engine.dispose()
+    return found
+
+
+def served(folder: Path) -> None:
+    """Let the process of a study answer a worker that has one trial and leaves, here."""
+    calls = [("open", (search_spec(folder), this_process())), ("claim", ()), ("tell", (0, "complete", [0.5], {}))]
+    letters = b"".join(pickle.dumps((method, arguments, {})) for method, arguments in calls)
+    answers = io.BytesIO()
+    agent.serve(io.BytesIO(letters), answers)
+    answers.seek(0)
+    assert [pickle.load(answers)[0] for _ in calls] == [True] * 3
+
+
+def test_a_copy_of_the_file_alone_is_the_study_once_its_worker_has_left(tmp_path: Path) -> None:
+    served(tmp_path)
+    assert [p.name for p in tmp_path.glob("study.db*")] == ["study.db"]
+    copy = shutil.copy(tmp_path / "study.db", tmp_path / "copy.db")
+    assert states(copy) == ["COMPLETE", "WAITING"]
+
+
+@pytest.mark.parametrize("is_writing", [False, True])
+def test_a_worker_that_leaves_another_one_behind_does_no_harm(tmp_path: Path, is_writing: bool) -> None:
+    url = search_spec(tmp_path).url
+    other = open_storage(url)
+    served(tmp_path)
+    if not is_writing:  # but is connected
+        assert states(shutil.copy(tmp_path / "study.db", tmp_path / "copy.db")) == ["COMPLETE", "WAITING"]
+    else:
+        with other._backend.engine.connect() as writer, writer.begin():  # type: ignore[attr-defined]
+            writer.exec_driver_sql("UPDATE trials SET state = 'FAIL' WHERE number = 1")
+            close_storage(optuna.storages.RDBStorage(url))
+    assert other.get_all_trials(1)[1].state.name == ("FAIL" if is_writing else "WAITING")
+    close_storage(other)
+
+
+@pytest.mark.parametrize("typed", [None, "other.db"])
+def test_any_name_of_a_folder_is_kept(typed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "q?x#y%20 z%+ä:@"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    url = storage_url(typed, home)
+    close_storage(open_storage(url))
+    assert [p.name for p in home.glob("*.db")] == [typed or "study.db"] and [*tmp_path.iterdir()] == [home]
+    assert storage_url(None, Path("/a b/c+d")) == "sqlite:////a b/c+d/study.db"  # nothing more than is needed
+
+
+def refusal(url: str) -> Problem:
+    with pytest.raises(InputError) as found:
+        open_storage(url)
+    (problem,) = found.value.problems
+    assert problem.key == "sweep.storage" and problem.value == url
+    return problem
+
+
+@pytest.mark.parametrize("form", ["sqlite:///{}/x.db", "journal:{}/x.log"])
+def test_a_folder_that_does_not_exist_is_refused_and_not_made(form: str, tmp_path: Path) -> None:
+    problem = refusal(form.format(tmp_path / "mistyped"))
+    assert problem.allowed == f"cannot be used: {tmp_path / 'mistyped'} does not exist"
+    assert problem.remedy is not None and problem.remedy.startswith(f"mkdir -p {tmp_path / 'mistyped'}, or ")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("name", "other"), [("study.db", "sweep.dir"), ("ours.db", "sweep.storage")])
+def test_a_file_that_is_no_database_is_to_be_moved_away(name: str, other: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("junk " * 1000)
+    problem = refusal(storage_url(str(tmp_path / name), tmp_path))
+    assert problem.allowed == "cannot be used: file is not a database"
+    assert problem.remedy == f"move it away (mv {tmp_path / name} ELSEWHERE), or {other}=ANOTHER"
+
+
+def test_a_sweep_to_begin_from_whose_study_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("junk " * 1000)
+    with pytest.raises(InputError, match=r"sweep\.warm_start: .*: its study cannot be used: file is not a database"):
+        best_points(replace(search_spec(tmp_path), warm_start=str(tmp_path)))
