@@ -258,9 +258,7 @@ def importances(study: optuna.Study, summary: Summary) -> list[dict[str, float] 
     for place, name in enumerate(summary.objectives):
         values = [(t.values or [])[place] for t in summary.complete]
         if len(summary.parameters) < 2:
-            found.append(
-                "only one key is searched, so there is none to compare it with; see its slice below"
-            )
+            found.append("only one key is searched, so there is none to compare it with; see its slice below")
         elif len(values) < FEWEST:
             found.append(f"{len(values)} complete trials are too few to say what {name} depends on; {FEWEST} may do")
         elif max(values) - min(values) <= 1e-12 * max(map(abs, values)):
