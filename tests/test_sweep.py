@@ -269,6 +269,7 @@ def test_a_second_terminal_joins_and_takes_the_next_trial(sweep: Sweep) -> None:
 def test_jobs_share_cores_and_trials(sweep: Sweep) -> None:
     status, errors = ended(sweep.start(LR, "sweep.n_trials=4", "sweep.jobs=2", SWEEP_EPOCH_S="0.3"))
     assert status == 0, errors
+    assert errors.count(f"Done: {sweep.home}\n") == errors.count("Trials: 4 complete") == 1
     require_complete(sweep, 4)
     assert len({t.user_attrs["worker"]["pid"] for t in sweep.trials()}) == 2
     environment = json.loads((sweep.home / "trials" / "0" / "environment.json").read_text())

@@ -297,6 +297,16 @@ def opened(spec: Spec) -> Study:
     return door
 
 
+def test_another_seed_than_the_one_a_search_was_begun_with_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for command in (["-m"], ["-m", "sweep.seed=7"], ["-m"]):
+        opened(replace(search_spec(tmp_path), command=command)).close()
+    (said,) = [text for text in caplog.messages if "sweep.seed" in text]
+    assert said == "sweep.seed=7 changes only trials that are not begun yet: this sweep was begun without it"
+
+
 def test_two_who_add_the_same_repeats_at_once_run_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     door = opened(search_spec(tmp_path))
     while (claim := door.claim()) is not None and claim.number is not None:

@@ -3,6 +3,7 @@
 From the words to the workers, in the command's process, without optuna:
     sweeper     what Hydra calls: plan, workers, last lines
     plan        checks everything (`space`, `objectives`, `varied`, `warm`, `pruning`, `after`), says what the study is
+    checking    mode=check: each point's report under its name
     local       sweep.jobs: several workers here
     worker      takes a trial, runs it as any run, tells what it came to
     watch       shows the study each epoch from the process that trains, and hears whether to end there

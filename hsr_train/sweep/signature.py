@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -14,8 +15,10 @@ from hsr_train.sweep.points import difference
 from hsr_train.sweep.pruning import step_name
 from hsr_train.sweep.stages import SIGNED
 from hsr_train.sweep.storage import shown_url
-from hsr_train.sweep.study_types import Spec
+from hsr_train.sweep.study_types import Spec, is_first_worker
 from hsr_train.sweep.summary import is_begun
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -49,6 +52,15 @@ def require_same(study: optuna.Study, spec: Spec, space: Mapping[str, BaseDistri
         allowed = f"the study of this name in {shown_url(spec.url)} is another one: {what}"
         remedy = "sweep.study_name=ANOTHER, or sweep.dir=ANOTHER"
         raise InputError(Problem("sweep.study_name", spec.name, allowed, remedy))
+    seed, first = _typed_seed(spec.command), _typed_seed(theirs.get("command", []))
+    if spec.stage is None and seed not in (None, first) and is_first_worker():
+        begun = f"this sweep was begun with{f' {first}' if first else 'out it'}"
+        log.info("%s changes only trials that are not begun yet: %s", seed, begun)
+
+
+def _typed_seed(command: Sequence[str]) -> str | None:
+    """Return the word of a command that seeds its search."""
+    return next((word for word in reversed(command) if word.startswith("sweep.seed=")), None)
 
 
 def require_enough(study: optuna.Study, n_trials: int) -> None:

@@ -180,3 +180,8 @@ class Standing:
     recent: int
     best: list[tuple[int, list[float], list[str]]]
     nearest: tuple[int, str] | None = None
+
+    @property
+    def num_open(self) -> int:
+        """Number of trials that are not over."""
+        return self.states["running"] + self.states["waiting"]

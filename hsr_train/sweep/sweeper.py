@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.own_runs import require_own_runs
 from hsr_train.sweep.plan import Group, checked_search, specs_of
 from hsr_train.sweep.repeated import SEED
-from hsr_train.sweep.study_types import NOUNS, Spec, Standing, counted, in_other_hands
+from hsr_train.sweep.study_types import NOUNS, Spec, Standing, counted, in_other_hands, is_first_worker
 from hsr_train.sweep.worker import Worker, failure, this_process
 
 log = logging.getLogger(__name__)
@@ -68,13 +69,16 @@ class HsrSweeper(Sweeper):
         _make(home)
         log.info("Sweep of %s: %s", counted(int(specs[0].n_trials or 0), "trial"), home)
 
+        # Of several workers in one terminal, the first that finds nothing open says how it ended.
+        turn = get_context("fork").Lock() if settings.jobs > 1 else None
+
         def work() -> None:
             ends = []
             for number, each in enumerate(specs):
                 study, has_more = _study(self.job), number + 1 < len(specs)
                 try:
                     total = study.open(each, this_process()).n_trials
-                    if each.stage:
+                    if each.stage and is_first_worker():
                         log.info("%s", _said_first(each, total))
                     worker = Worker(
                         study, each, self.job, search.space.fixed, checked, home, settings.max_failures, total, has_more
@@ -90,7 +94,9 @@ class HsrSweeper(Sweeper):
                     closing = study.closing(home)
                 finally:
                     study.close()
-            _conclude(specs, ends, closing, home)
+            is_over = not any(end.num_open for end in ends)
+            says = turn.acquire(False) if turn is not None and is_over else is_first_worker()
+            _conclude(specs, ends, closing, home, says=says)
 
         if settings.jobs > 1:
             checked.clear()  # each worker's share of the machine may mean another tier
@@ -129,7 +135,9 @@ def _said_first(spec: Spec, total: int) -> str:
     return f"After the search, its winner at full length: {' '.join(spec.stage.words)}"
 
 
-def _conclude(specs: Sequence[Spec], ends: Sequence[Standing], closing: Sequence[str], home: Path) -> None:
+def _conclude(
+    specs: Sequence[Spec], ends: Sequence[Standing], closing: Sequence[str], home: Path, *, says: bool
+) -> None:
     """Say how the sweep stands.
 
     Args:
@@ -137,12 +145,19 @@ def _conclude(specs: Sequence[Spec], ends: Sequence[Standing], closing: Sequence
         ends: How each of these stands.
         closing: What is said of the latter.
         home: The sweep's folder.
+        says: Whether another worker in this terminal does not say it.
 
     Raises:
         RunError: Trials failed.
+        SystemExit: The same, and another worker says it.
     """
+    statuses = [status for end in ends for status in end.failed.values()]
+    if not says:
+        if statuses:
+            raise SystemExit(failure(statuses, "").exit_status)
+        return
     standing = ends[0]
-    open_states = sum(end.states[state] for end in ends for state in ("running", "waiting"))
+    open_states = sum(end.num_open for end in ends)
     for number, values, overrides in standing.best:
         named = ", ".join(f"{n} {v:.4g}" for n, v in zip(specs[0].objectives, values, strict=True))
         log.info(
@@ -167,6 +182,6 @@ def _conclude(specs: Sequence[Spec], ends: Sequence[Standing], closing: Sequence
     if open_states:
         log.info("%s; this worker has none left to take", in_other_hands(open_states))
     if failures:
-        raise failure([status for end in ends for status in end.failed.values()], "; ".join(failures))
+        raise failure(statuses, "; ".join(failures))
     if not open_states:
         success(log, "Done: %s", home)
