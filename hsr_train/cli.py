@@ -221,6 +221,7 @@ class _Job:
 
     def rehearse(self, experiment: Experiment) -> None:
         """Prepare a trial and do no more, where trials run."""
+        self._gpus(experiment)
         self._perform(_rehearse, experiment)
 
     def __call__(self, _: Any) -> Any:
@@ -253,11 +254,7 @@ class _Job:
         return values[0] if len(values) == 1 else values
 
     def _run(self, experiment: Experiment, watch: Watch | None = None) -> Any:
-        from hsr_train.launcher import gpus_to_share
-        from hsr_train.processes import require_fit
-
-        gpus = gpus_to_share(experiment) if experiment.mode in ("train", "check") else []
-        require_fit(experiment, multirun=self.multirun, gpus=gpus)
+        gpus = self._gpus(experiment)
         if gpus and experiment.mode == "train" and self.supervise:
             return self._launch(gpus)
         if experiment.is_cross_validation:
@@ -266,6 +263,15 @@ class _Job:
             self.is_divided = True
             return cross_validate(experiment, self._perform, self.again, watch)
         return self._perform(partial(_execute, watch=watch), experiment)
+
+    def _gpus(self, experiment: Experiment) -> list[int]:
+        """Return the GPUs that a run shares among processes; refuse what several processes cannot do."""
+        from hsr_train.launcher import gpus_to_share
+        from hsr_train.processes import require_fit
+
+        gpus = gpus_to_share(experiment) if experiment.mode in ("train", "check") else []
+        require_fit(experiment, multirun=self.multirun, gpus=gpus)
+        return gpus
 
     def _launch(self, gpus: list[int]) -> None:
         """Start this command once for each GPU; leave as they end, which have said what there is to say."""

@@ -47,6 +47,7 @@ def execute_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
             return Result(run_dir=None, metrics={"mAP50-95": 0.5})
 
         monkeypatch.setattr("hsr_train.cross_validation.execute", execute)
+        monkeypatch.setattr("hsr_train.cross_validation.rehearse", lambda experiment: None)
         return ran
 
     return install

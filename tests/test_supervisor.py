@@ -395,10 +395,10 @@ def test_what_was_typed_on_resume_holds_after_the_kill(command: Command) -> None
 
 
 def test_jobs_of_a_grid_die_alone(command: Command) -> None:
-    command.script(seed1=["| begin die"], seed2=["| begin killed_for_memory", "| begin"], seed3=["| begin"])
+    command.script(seed1=["", "| begin die"], seed2=["| begin killed_for_memory", "| begin"], seed3=["| begin"])
     status, errors = command.run("-m", "train.seed=1,2,3", *WORDS)
     assert status == 1
-    assert [len(command.attempts(seed)) for seed in (1, 2, 3)] == [1, 2, 1]
+    assert [len(command.attempts(seed)) for seed in (1, 2, 3)] == [2, 2, 1]  # the first is prepared ahead
     first, last = error_lines(errors)
     assert re.match(r"Trial 0 with train.seed=1 failed: The training process was killed by SIGKILL", first)
     assert last == "1 of 3 trials failed: 0"
@@ -409,7 +409,7 @@ def test_jobs_of_a_grid_die_alone(command: Command) -> None:
 
 
 def test_ctrl_c_ends_the_whole_grid(command: Command) -> None:
-    command.script(seed1=["| begin wait"], seed2=["| begin"]).start("-m", "train.seed=1,2", *WORDS)
+    command.script(seed1=["", "| begin wait"], seed2=["| begin"]).start("-m", "train.seed=1,2", *WORDS)
     os.killpg(command.waiting()[1], signal.SIGINT)
     assert command.ended()[0] == 130
     assert not (command.folder / "attempts_2.txt").exists()

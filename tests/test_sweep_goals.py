@@ -198,7 +198,7 @@ def test_where_no_trial_holds_the_limits_the_nearest_is_named(
     finish(study, 0.1, 21.0)
     standing = study.standing()
     with caplog.at_level(logging.WARNING):
-        _conclude([study.spec], [standing], [], tmp_path)
+        _conclude([study.spec], [standing], [], tmp_path, says=True)
     assert "there is no best.yaml. The nearest is trial 1, which breaks latency_ms 21 > 20" in caplog.text
     assert standing.best == [] and standing.nearest == (1, "latency_ms 21 > 20")
     study.show(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import test_sweep
 from sweep_engine import SweepEngine
@@ -59,3 +61,19 @@ def test_what_all_trials_would_be_refused_for_is_found_before_the_first(
     assert status == 2 and "data.path: nowhere: no such folder" in errors
     assert not sweep.home.exists()
     assert sweep.run(LR, "sweep.n_trials=2")[0] == 0
+
+
+def test_what_one_point_alone_is_refused_for_ends_that_trial_alone(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = SweepEngine.prepare
+
+    def refuse(engine: SweepEngine, experiment: Any, *more: Any) -> Any:
+        if experiment.train.batch == 8:
+            raise InputError(Problem("train.batch", "8", "is more than there are images"))
+        return prepare(engine, experiment, *more)
+
+    monkeypatch.setattr(SweepEngine, "prepare", refuse)
+    status, errors = sweep.run("train.batch=8,16")
+    assert status == 2, errors
+    assert sweep.states() == ["fail", "complete"]

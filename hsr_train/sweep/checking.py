@@ -1,6 +1,7 @@
-"""`mode=check` of a search: each of its points is checked like a run, under a line that says which one it is.
+"""What is found out with data and weights before the first trial; `plan` has refused before what needs neither.
 
-`plan` has refused before what needs no data; `sweeper` calls this instead of workers.
+`mode=check` of a search checks each of its points like a run, instead of workers. A search itself prepares one point,
+or two, so that what is wrong with all trials is not found out by each of them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hsr_train.errors import InputError
 from hsr_train.sweep.after import first_words
 from hsr_train.sweep.plan import Search
 from hsr_train.sweep.study_types import Spec, counted
@@ -33,6 +35,26 @@ def check_points(search: Search, specs: Sequence[Spec], home: Path, job: Job) ->
         print(f"After the search, such as: {' '.join(after) or 'its best trial'}", flush=True)
         job.run(experiment)
     print(checked_line(specs[0], len(search.checked), home), flush=True)
+
+
+def rehearse(search: Search, job: Job) -> None:
+    """Refuse what no trial could be prepared with.
+
+    What the first point is refused for is every trial's only if the point with the last value of each key is refused
+    for the same; else each trial finds out by itself.
+
+    Raises:
+        InputError: With what is wrong.
+    """
+    first = next(iter(search.checked.values()))
+    try:
+        job.rehearse(first)
+    except InputError as refused:
+        try:
+            job.rehearse(job.compose(search.space.last()))
+        except InputError as again:
+            if again.problems == refused.problems:
+                raise refused from None
 
 
 def checked_line(spec: Spec, n_points: int, home: Path) -> str:

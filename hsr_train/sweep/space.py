@@ -71,6 +71,10 @@ class Space:
         """Return the overrides of one point: the first value of each key, and of one key, if it is named, another."""
         return [*self.fixed, *(f"{d.key}={value if d.key == but else d.values[0]}" for d in self.dimensions)]
 
+    def last(self) -> list[str]:
+        """Return the overrides of one point: the last value of each key."""
+        return [*self.fixed, *(f"{d.key}={d.values[-1]}" for d in self.dimensions)]
+
     def grid(self) -> list[list[str]]:
         """Return the overrides of every combination."""
         lines = [[f"{d.key}={value}" for value in d.values] for d in self.dimensions]

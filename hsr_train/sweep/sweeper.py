@@ -13,7 +13,7 @@ from hydra.plugins.sweeper import Sweeper
 from hsr_train.errors import HsrTrainError, InputError, Problem
 from hsr_train.run.log import success
 from hsr_train.sweep.agent import RemoteStudy, StudyDoor
-from hsr_train.sweep.checking import check_points
+from hsr_train.sweep.checking import check_points, rehearse
 from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.own_runs import require_own_runs
 from hsr_train.sweep.plan import Group, checked_search, specs_of
@@ -63,8 +63,8 @@ class HsrSweeper(Sweeper):
             return
         specs, home = specs_of(search, self.job)
         settings, checked = search.first.sweep, search.checked
-        if not any((home / "trials").glob("*/status.json")):  # what all trials have is not found out by each of them
-            self.job.rehearse(next(iter(checked.values())))
+        if not any((home / "trials").glob("*/status.json")):
+            rehearse(search, self.job)
         require_own_runs(specs[0], home)
         _make(home)
         log.info("Sweep of %s: %s", counted(int(specs[0].n_trials or 0), "trial"), home)
