@@ -155,6 +155,7 @@ def slices(summary: Summary, place: int) -> Figure | None:
             x = [float(v) for v in raw]
             if parameter.is_log:
                 axes.set_xscale("log")
+                _label_few(axes, x)
         y = [(t.values or [])[place] for t in known]
         axes.scatter(
             x, y, c=[t.number for t in known], cmap="Blues", vmin=-0.4 * len(summary.trials),
@@ -304,6 +305,17 @@ def _whole_numbers(axes: Axes) -> None:
 
 def _are_numbers(texts: Sequence[str]) -> bool:
     return all(text.replace(".", "", 1).replace("e-", "", 1).isdigit() for text in texts)
+
+
+def _label_few(axes: Axes, values: Sequence[float]) -> None:
+    """Label a logarithmic axis at powers of ten, and between them where there are few: all labels would overlap."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    span = max(values) / min(values)
+    if span >= 4:  # below that there is room for matplotlib's own
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if span >= 1000 else (1.0, 3.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _words(text: str, most: int) -> str:
