@@ -58,10 +58,10 @@ class HsrSweeper(Sweeper):
             RunError: Trials failed for other reasons known to us.
         """
         search = checked_search(arguments, self.params, self.group, self.config_loader, self.job)
-        if search.first.mode == "check":
-            check_points(search, *specs_of(search, self.job), self.job)
-            return
         specs, home = specs_of(search, self.job)
+        if search.first.mode == "check":
+            check_points(search, specs, home, self.job)
+            return
         settings, checked = search.first.sweep, search.checked
         if not any((home / "trials").glob("*/status.json")):
             rehearse(search, self.job)
