@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pytest
 from test_sweep_after import search_spec
 
 from hsr_train.errors import InputError, Problem
-from hsr_train.sweep import agent
+from hsr_train.sweep import agent, storage
 from hsr_train.sweep.previous import best_points
 from hsr_train.sweep.storage import close_storage, open_storage
 from hsr_train.sweep.urls import storage_url
@@ -44,6 +48,31 @@ def test_a_copy_of_the_file_alone_is_the_study_once_its_worker_has_left(tmp_path
     assert [p.name for p in tmp_path.glob("study.db*")] == ["study.db"]
     copy = shutil.copy(tmp_path / "study.db", tmp_path / "copy.db")
     assert states(copy) == ["COMPLETE", "WAITING"]
+
+
+def test_two_who_make_a_study_at_once_both_get_it(tmp_path: Path) -> None:
+    for round_ in range(10):
+        url = f"sqlite:///{tmp_path / f'{round_}.db'}"
+        together = threading.Barrier(2)
+
+        def opens(url: str = url, together: threading.Barrier = together) -> None:
+            together.wait()
+            close_storage(open_storage(url))
+
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(opens) for _ in range(2)]:
+                future.result()
+
+
+def test_a_file_that_something_else_keeps_locked_is_refused_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "LOCKED_S", 0.2)
+    path = tmp_path / "study.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match="database is locked\n.*end what else writes to it"):
+            open_storage(f"sqlite:///{path}")
 
 
 @pytest.mark.parametrize("is_writing", [False, True])

@@ -6,8 +6,9 @@ import logging
 import shlex
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -20,14 +21,17 @@ from hsr_train.sweep.urls import JOURNAL, REMEDY, STUDY_FILE
 
 log = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
+
 LOCKED_S = 60.0
-"""How long SQLite waits for another worker's transaction."""
+"""How long another worker's transaction, or its making of the same tables, is waited for."""
+AGAIN_S = 0.1
 WRITE_BACK_S = 2.0
 CONNECT_S = 10
-AT_ONCE = ("already exists", "UNIQUE", "duplicate key", "Duplicate entry", "locked")
+LOCKED = "locked"
+AT_ONCE = ("already exists", "UNIQUE", "duplicate key", "Duplicate entry", LOCKED)
+"""What the slower one of two processes that make a new database at once is told."""
 DAMAGED = ("file is not a database", "disk image is malformed")
-OPENINGS = 5
-"""Two processes that make a new database's tables at once: the slower one tries again."""
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -75,6 +79,7 @@ def refused(url: str, error: BaseException) -> InputError:
     remedy = "make it writable" if is_file else "see that its server runs, and knows this user and this name"
     if any(words in text for words in DAMAGED):
         return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", _without_it(where)))
+    remedy = "end what else writes to it" if LOCKED in text else remedy
     remedy = "make space there" if is_full(text) else remedy
     remedy += ", or sweep.storage=" + ("..." if is_file else "of another server")
     return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", remedy))
@@ -132,27 +137,33 @@ def _database(url: str) -> RDBStorage:
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
         _require_folder(url, Path(parsed.database))
-        _prepare_sqlite(Path(parsed.database))
+        path = Path(parsed.database)
+        _at_last(lambda: _prepare_sqlite(path))
     options: dict[str, Any] = {"pool_pre_ping": True}
     if sqlite:
         # No transaction that the driver opens by itself: see below.
         options["connect_args"] = {"timeout": LOCKED_S, "isolation_level": None}
     elif parsed.get_backend_name() == "postgresql":
         options["connect_args"] = {"connect_timeout": CONNECT_S}
-    for attempt in range(OPENINGS):
-        try:
-            storage = RDBStorage(url, engine_kwargs=options)
-            break
-        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError) as e:
-            exists = any(word in str(e.orig) for word in AT_ONCE)
-            if attempt + 1 == OPENINGS or not exists:
-                raise
-            time.sleep(0.2 * (attempt + 1))
+    storage = _at_last(lambda: RDBStorage(url, engine_kwargs=options))
     if sqlite:
         # SQLite has no SELECT ... FOR UPDATE: without the write lock from the start, two workers would both read that
         # a trial is waiting, and both take it.
         sqlalchemy.event.listen(storage.engine, "begin", _begin)
     return storage
+
+
+def _at_last(make: Callable[[], Made]) -> Made:
+    """Make what another process makes at the same time: SQLite does not wait by itself when both change its mode."""
+    until = time.monotonic() + LOCKED_S
+    while True:
+        try:
+            return make()
+        except (OSError, sqlalchemy.exc.DBAPIError) as error:
+            told = str(getattr(error, "orig", error))  # of a database's error without its statement
+            if time.monotonic() > until or not any(words in told for words in AT_ONCE):
+                raise
+        time.sleep(AGAIN_S)
 
 
 def _write_back(path: Path) -> None:
