@@ -5,7 +5,7 @@ From the words to the workers, in the command's process, without optuna:
     plan        checks everything (`space`, `objectives`, `varied`, `warm`, `pruning`, `after`), says what the study is
     checking    mode=check: each point's report under its name
     local       sweep.jobs: several workers here
-    worker      takes a trial, runs it as any run, tells what it came to
+    worker      takes a trial, runs it as any run, tells what it came to (`ends`)
     watch       shows the study each epoch from the process that trains, and hears whether to end there
 
 The study, in a process of its own (`agent`) where runs are forked:

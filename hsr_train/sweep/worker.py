@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import socket
 import time
-import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +22,7 @@ from hsr_train.run.atomic import is_full, write_json
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
-from hsr_train.sweep.objectives import broken, values_of
+from hsr_train.sweep.ends import End, complete, disk_full, failed, pruned
 from hsr_train.sweep.own_runs import require_own
 from hsr_train.sweep.space import overridden
 from hsr_train.sweep.study_types import Claim, Spec, in_other_hands
@@ -39,7 +36,6 @@ OTHERS_S = 1.0
 SAME_CAUSE = 3
 """So many first trials that all fail for one cause end a sweep."""
 GO_ON = "To go on: type the same command again"
-TRACEBACK = "Traceback (most recent call last)"
 
 
 class Job(Protocol):
@@ -126,8 +122,7 @@ class Worker:
 
     def _trial(self, number: int, claim: Claim) -> bool:
         """Run one trial and tell of it; return whether it came to a result."""
-        place = self.home / self.spec.folder / str(number)
-        began, name = time.monotonic(), self._name(number)
+        place, name = self.home / self.spec.folder / str(number), self._name(number)
         log.info("%s of %d: %s", name, self.total, " ".join(claim.overrides))
         try:
             require_own(self.spec, claim.overrides, place)
@@ -135,47 +130,36 @@ class Worker:
             self._give_back(number)
             raise
         self.study.note(number, {"directory": str(place)})
+        end = self._end(number, claim, place)
+        if end.state == "fail":
+            log.error("%s with %s failed: %s", name, " ".join(claim.overrides), end.said)
+        if not self.study.tell(number, end.state, end.values, end.notes):
+            log.warning("%s was taken over by another worker meanwhile; its result is not told", name)
+        elif end.state != "fail":
+            log.info("%s: %s", name, end.said)
+        return end.state != "fail"
+
+    def _end(self, number: int, claim: Claim, place: Path) -> End:
+        """Run one trial; return what it came to.
+
+        Raises:
+            KeyboardInterrupt: It was stopped, and is given back.
+            RunError: The disk is full; it is given back, too.
+        """
+        began = time.monotonic()
         try:
-            record = self._record(claim, place)
-            values, limits = values_of(self.spec.objectives, record), self.spec.constraints
-            measured = dict(zip(limits, values_of([*limits], record), strict=True))
-            notes = {
-                "metrics": record.get("metrics") or {},
-                "measured": measured,
-                "seconds": round(60 * float(record.get("training_time_minutes") or 0), 3),
-                "epochs": record.get("epochs_completed"),
-            }
-            state, text = "complete", _named(self.spec.objectives, values)
-            if over := broken(limits, measured):
-                text += f"; it breaks {over}"
-        except PrunedError as end:
-            values, state, text = None, "pruned", str(end)
-            notes = {"seconds": round(time.monotonic() - began, 3)} | _cut_short(place)
+            return complete(self.spec, self._record(claim, place))
+        except PrunedError as error:
+            return pruned(error, place, time.monotonic() - began)
         except KeyboardInterrupt as stop:
             self._give_back(number)
             stop.__notes__ = [GO_ON]  # and not how its run would go on by itself
             raise
         except Exception as error:
-            if is_full(str(error)):  # the next trial would fail like this one, which is not at fault
+            if is_full(str(error)):
                 self._give_back(number)
-                text = (
-                    f"{_said(error)}\nTrial {number} is given back. To go on: make space, then the same command again"
-                )
-                raise RunError(text) from error
-            values, state = None, "fail"
-            notes = {
-                "error": _traced(error, place),
-                "cause": cause_of(error),
-                "exit_status": error.exit_status if isinstance(error, HsrTrainError) else 1,
-                "seconds": round(time.monotonic() - began, 3),
-            }
-            text = ""
-            log.error("%s with %s failed: %s", name, " ".join(claim.overrides), _said(error))
-        if not self.study.tell(number, state, values, notes):
-            log.warning("%s was taken over by another worker meanwhile; its result is not told", name)
-        elif text:
-            log.info("%s: %s", name, text)
-        return state != "fail"
+                raise disk_full(error, number) from error
+            return failed(error, place, time.monotonic() - began)
 
     def _give_back(self, number: int) -> None:
         try:
@@ -249,37 +233,6 @@ def failure(statuses: Collection[int], text: str) -> HsrTrainError:
     return RunError(text)
 
 
-def cause_of(error: BaseException) -> str:
-    """Return what is the same in errors of one cause: no paths, no numbers."""
-    line = (str(error).splitlines() or [""])[0]
-    line = re.sub(r"(?<!\w)\S*/\S+", "...", line)
-    return f"{type(error).__name__}: {re.sub(r'[0-9]+([.][0-9]+)?', 'N', line)}"
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, HsrTrainError) else f"{type(error).__name__}: {error}"
-
-
-def _traced(error: Exception, place: Path) -> str:
-    """Return an error with its traceback: this process's, or the one that the run's own process left in its log."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        logged = (place / "logs" / "train.log").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return text
-    start = logged.rfind(TRACEBACK)
-    return text if start < 0 else f"{text}\nIn {place / 'logs' / 'train.log'}:\n{logged[start:]}"
-
-
-def _cut_short(place: Path) -> dict[str, Any]:
-    """Return the epochs of a run that was given up, and its seconds since it was last begun."""
-    status = read_status(place / "status.json")
-    if status is None:  # a cross-validation, whose folds have theirs
-        return {}
-    times = [datetime.fromisoformat(str(status[key])) for key in ("resumed", "started", "updated") if status.get(key)]
-    return {"epochs": status.get("epoch"), "seconds": round((times[-1] - times[0]).total_seconds(), 3)}
-
-
 def _read(run: RunDirectory) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(run.training_result.read_text(encoding="utf-8"))
@@ -305,7 +258,3 @@ def _clear(place: Path) -> None:
         raise InputError(Problem("trial", str(place), allowed, f"restore it, or move it away: mv {place} {place}.old"))
     log.info("Removed: %s, which was killed before it had a record", place)
     shutil.rmtree(place)
-
-
-def _named(names: list[str], values: list[float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))

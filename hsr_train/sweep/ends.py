@@ -1,0 +1,127 @@
+"""What a trial came to, as its study is told: complete, pruned or failed, each with its notes; `worker` runs it.
+
+A trial that is stopped, or that a full disk ends, came to nothing: it is given back.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hsr_train.errors import HsrTrainError, PrunedError, RunError
+from hsr_train.run.status import read_status
+from hsr_train.sweep.objectives import broken, values_of
+from hsr_train.sweep.study_types import Spec
+
+TRACEBACK = "Traceback (most recent call last)"
+
+
+@dataclass(frozen=True)
+class End:
+    """What a trial came to.
+
+    Attributes:
+        state: complete, pruned or fail.
+        values: The objectives, of a complete one.
+        notes: Attributes of the trial, see `study`.
+        said: The same for a log.
+    """
+
+    state: str
+    values: list[float] | None
+    notes: dict[str, Any]
+    said: str
+
+
+def complete(spec: Spec, record: Mapping[str, Any]) -> End:
+    """Return the end of a trial whose run is whole.
+
+    Args:
+        spec: The study.
+        record: Its training_result.json, or what stands for it.
+
+    Raises:
+        RunError: It has no value of an objective, or of a limit.
+    """
+    values, limits = values_of(spec.objectives, record), spec.constraints
+    measured = dict(zip(limits, values_of([*limits], record), strict=True))
+    notes = {
+        "metrics": record.get("metrics") or {},
+        "measured": measured,
+        "seconds": round(60 * float(record.get("training_time_minutes") or 0), 3),
+        "epochs": record.get("epochs_completed"),
+    }
+    text = ", ".join(f"{name} {value:.4g}" for name, value in zip(spec.objectives, values, strict=True))
+    if over := broken(limits, measured):
+        text += f"; it breaks {over}"
+    return End("complete", values, notes, text)
+
+
+def pruned(error: PrunedError, place: Path, seconds: float) -> End:
+    """Return the end of a trial that its study gave up.
+
+    Args:
+        error: What says so.
+        place: Where its run is.
+        seconds: Since it was taken, of one whose run does not say how long it took.
+    """
+    return End("pruned", None, {"seconds": round(seconds, 3)} | _cut_short(place), str(error))
+
+
+def failed(error: Exception, place: Path, seconds: float) -> End:
+    """Return the end of a trial that is at fault itself.
+
+    Args:
+        error: What it ended with.
+        place: Where its run is.
+        seconds: Since it was taken.
+    """
+    notes = {
+        "error": _traced(error, place),
+        "cause": cause_of(error),
+        "exit_status": error.exit_status if isinstance(error, HsrTrainError) else 1,
+        "seconds": round(seconds, 3),
+    }
+    return End("fail", None, notes, _said(error))
+
+
+def disk_full(error: Exception, number: int) -> RunError:
+    """Return the error that ends a sweep on a full disk: the next trial would fail like this one."""
+    given_back = f"Trial {number} is given back. To go on: make space, then the same command again"
+    return RunError(f"{_said(error)}\n{given_back}")
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what is the same in errors of one cause: no paths, no numbers."""
+    line = (str(error).splitlines() or [""])[0]
+    line = re.sub(r"(?<!\w)\S*/\S+", "...", line)
+    return f"{type(error).__name__}: {re.sub(r'[0-9]+([.][0-9]+)?', 'N', line)}"
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, HsrTrainError) else f"{type(error).__name__}: {error}"
+
+
+def _traced(error: Exception, place: Path) -> str:
+    """Return an error with its traceback: this process's, or the one that the run's own process left in its log."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        logged = (place / "logs" / "train.log").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return text
+    start = logged.rfind(TRACEBACK)
+    return text if start < 0 else f"{text}\nIn {place / 'logs' / 'train.log'}:\n{logged[start:]}"
+
+
+def _cut_short(place: Path) -> dict[str, Any]:
+    """Return the epochs of a run that was given up, and its seconds since it was last begun."""
+    status = read_status(place / "status.json")
+    if status is None:  # a cross-validation, whose folds have theirs
+        return {}
+    times = [datetime.fromisoformat(str(status[key])) for key in ("resumed", "started", "updated") if status.get(key)]
+    return {"epochs": status.get("epoch"), "seconds": round((times[-1] - times[0]).total_seconds(), 3)}
