@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import test_sweep
 from sweep_engine import SweepEngine
-from test_sweep import LR, Sweep
+from test_sweep import LR, Sweep, require_complete
 
-from hsr_train.errors import InputError, Problem
+from hsr_train.errors import InputError, Problem, RunError
+from hsr_train.sweep.ends import fault_of_all
+from hsr_train.sweep.study_types import Spec
 
 sweep = test_sweep.sweep  # the fixture
 
@@ -77,3 +79,61 @@ def test_what_one_point_alone_is_refused_for_ends_that_trial_alone(
     status, errors = sweep.run("train.batch=8,16")
     assert status == 2, errors
     assert sweep.states() == ["fail", "complete"]
+
+
+def test_input_that_breaks_in_mid_sweep_burns_no_trial(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, prepare, train = sweep.folder / "images", SweepEngine.prepare, SweepEngine.train
+    images.mkdir()
+
+    def prepare_with(engine: SweepEngine, *arguments: Any) -> Any:
+        if not images.exists():
+            raise InputError(Problem("data.path (train)", str(images), "no such folder", "put it back"))
+        return prepare(engine, *arguments)
+
+    def train_without(engine: SweepEngine, plan: Any, context: Any) -> Any:
+        if plan.experiment.train.seed == 2 and not context.resuming:
+            images.rmdir()
+            raise FileNotFoundError(f"{images}/1.jpg")
+        return train(engine, plan, context)
+
+    monkeypatch.setattr(SweepEngine, "prepare", prepare_with)
+    monkeypatch.setattr(SweepEngine, "train", train_without)
+    for ended in (f"Trial 1 ended: FileNotFoundError: {images}/1.jpg", "Trial 1 goes on"):
+        status, errors = sweep.run("train.seed=1,2,3")
+        assert status == 2 and ended in errors and "Traceback" not in errors
+        assert sweep.states() == ["complete", "waiting", "waiting"]
+        *_, said, remedy, last = [line.rpartition(" | ")[2] for line in errors.splitlines()]
+        assert said == f"data.path (train): {images}: no such folder" and remedy == "    -> put it back"
+        assert last == "Trial 1 is given back. To go on: put this right, then the same command again"
+    images.mkdir()
+    status, errors = sweep.run("train.seed=1,2,3")
+    assert status == 0, errors
+    require_complete(sweep, 3)
+
+
+GONE = InputError(Problem("data.path (val)", "a/b", "no such folder"))
+CHANGED = InputError(Problem("data.path", "a", "the data are no longer what this run began with"))
+FAULTS = [
+    ("what no trial can be prepared with", RunError("no image"), GONE, "train.batch=4,8", False, GONE),
+    ("it can be prepared", RunError("no image"), None, "train.batch=4,8", False, None),
+    ("a value of its own", InputError(Problem("train.batch", "4", "too small")), None, "train.batch=4,8", False, None),
+    ("what its values need", InputError(Problem("train.imgsz", "9", "")), None, "model.name=a,b", False, None),
+    ("not known", RunError("no image"), RunError("killed"), "train.batch=4,8", False, None),
+    ("a run that goes on", CHANGED, None, "train.batch=4,8", True, CHANGED),
+    ("a run that goes on with data of its own", CHANGED, None, "data.path=a,b", True, None),
+    ("a damaged run", InputError(Problem("resume", "trials/0", "holds no state")), None, "train.batch=4,8", True, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "prepared", "line", "has_begun", "found"), [c[1:] for c in FAULTS], ids=[c[0] for c in FAULTS]
+)
+def test_whose_fault_it_is(
+    error: Exception, prepared: Exception | None, line: str, has_begun: bool, found: Exception | None
+) -> None:
+    def require_input() -> None:
+        if prepared is not None:
+            raise prepared
+
+    spec = Spec("sqlite://", "s", "detect", ["recall"], ["maximize"], 2, [line], [], "tpe", 1)
+    assert fault_of_all(error, spec, require_input, has_begun=has_begun) is found

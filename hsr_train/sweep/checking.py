@@ -38,7 +38,7 @@ def check_points(search: Search, specs: Sequence[Spec], home: Path, job: Job) ->
 
 
 def rehearse(search: Search, job: Job) -> None:
-    """Refuse what no trial could be prepared with.
+    """Refuse what no trial could be prepared with, before the first one and when one has failed.
 
     What the first point is refused for is every trial's only if the point with the last value of each key is refused
     for the same; else each trial finds out by itself.
@@ -46,9 +46,9 @@ def rehearse(search: Search, job: Job) -> None:
     Raises:
         InputError: With what is wrong.
     """
-    first = next(iter(search.checked.values()))
+    first = tuple(search.space.first())
     try:
-        job.rehearse(first)
+        job.rehearse(search.checked.get(first) or job.compose(first))
     except InputError as refused:
         try:
             job.rehearse(job.compose(search.space.last()))

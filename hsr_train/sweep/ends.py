@@ -1,23 +1,29 @@
 """What a trial came to, as its study is told: complete, pruned or failed, each with its notes; `worker` runs it.
 
-A trial that is stopped, or that a full disk ends, came to nothing: it is given back.
+A trial that was stopped came to nothing and is given back. So is one that ended by what would end the next one, too: a
+full disk, or data that are gone. These errors end the sweep.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hsr_train.errors import HsrTrainError, PrunedError, RunError
+from hsr_train.errors import HsrTrainError, InputError, PrunedError, RunError
 from hsr_train.run.status import read_status
 from hsr_train.sweep.objectives import broken, values_of
 from hsr_train.sweep.study_types import Spec
 
+log = logging.getLogger(__name__)
+
+INPUT = ("data.", "model.weights", "synthetic.")
+"""Keys of what a run that goes on must find as it was."""
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -90,10 +96,56 @@ def failed(error: Exception, place: Path, seconds: float) -> End:
     return End("fail", None, notes, _said(error))
 
 
-def disk_full(error: Exception, number: int) -> RunError:
-    """Return the error that ends a sweep on a full disk: the next trial would fail like this one."""
-    given_back = f"Trial {number} is given back. To go on: make space, then the same command again"
-    return RunError(f"{_said(error)}\n{given_back}")
+def disk_full(error: Exception, name: str) -> RunError:
+    """Return the error that ends a sweep on a full disk, with the trial's name."""
+    return RunError(f"{_said(error)}\n{_given_back(name, 'make space')}")
+
+
+def fault_of_all(
+    error: Exception, spec: Spec, require_input: Callable[[], None], *, has_begun: bool
+) -> InputError | None:
+    """Return what is wrong with the input of all trials, if it is that which ended one; None: it is the trial's own.
+
+    Where no trial could be prepared now, none is at fault. Nor is one that had begun, and whose data or weights are not
+    what it began with; those that it searches itself are its own.
+
+    Args:
+        error: What it ended with.
+        spec: The study.
+        require_input: Raises an InputError where no trial could be prepared.
+        has_begun: Whether its run was there before.
+    """
+    searched = tuple(line.partition("=")[0] for line in spec.lines)
+    if has_begun and isinstance(error, InputError):
+        keys = [problem.key for problem in error.problems]
+        if all(key.startswith(INPUT) and not key.startswith(searched) for key in keys):
+            return error
+    try:
+        require_input()
+    except InputError as refused:
+        return refused
+    except Exception as unknown:  # what the trial ended with is known, and counts
+        log.warning("Whether all trials would end like this one is not known: %s", _said(unknown))
+    return None
+
+
+def no_fault_of(name: str, error: Exception, refused: InputError) -> InputError:
+    """Return the error that ends a sweep whose input is at fault.
+
+    Args:
+        name: Of the trial.
+        error: What it ended with.
+        refused: From `fault_of_all`.
+    """
+    if str(error) != str(refused):
+        log.error("%s ended: %s", name, _said(error))
+    ends = InputError(refused.problems)
+    ends.add_note(_given_back(name, "put this right"))
+    return ends
+
+
+def _given_back(name: str, first: str) -> str:
+    return f"{name} is given back. To go on: {first}, then the same command again"
 
 
 def cause_of(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,16 @@ class HsrSweeper(Sweeper):
                     if each.stage and is_first_worker():
                         log.info("%s", _said_first(each, total))
                     worker = Worker(
-                        study, each, self.job, search.space.fixed, checked, home, settings.max_failures, total, has_more
+                        study=study,
+                        spec=each,
+                        job=self.job,
+                        overrides=search.space.fixed,
+                        checked=checked,
+                        home=home,
+                        max_failures=settings.max_failures,
+                        total=total,
+                        require_input=partial(rehearse, search, self.job),
+                        is_patient=has_more,
                     )
                     study.show(home)
                     try:

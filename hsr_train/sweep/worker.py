@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from hsr_train.run.atomic import is_full, write_json
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
-from hsr_train.sweep.ends import End, complete, disk_full, failed, pruned
+from hsr_train.sweep.ends import End, complete, disk_full, failed, fault_of_all, no_fault_of, pruned
 from hsr_train.sweep.own_runs import require_own
 from hsr_train.sweep.space import overridden
 from hsr_train.sweep.study_types import Claim, Spec, in_other_hands
@@ -76,6 +76,7 @@ class Worker:
         home: The sweep's folder.
         max_failures: `sweep.max_failures`.
         total: Number of trials of the whole study.
+        require_input: Refuses what no trial could be prepared with now.
         is_patient: Whether to wait for trials in other hands, since something comes after them.
     """
 
@@ -87,6 +88,7 @@ class Worker:
     home: Path
     max_failures: int
     total: int
+    require_input: Callable[[], None]
     is_patient: bool = False
 
     def work(self) -> None:
@@ -126,11 +128,15 @@ class Worker:
         log.info("%s of %d: %s", name, self.total, " ".join(claim.overrides))
         try:
             require_own(self.spec, claim.overrides, place)
-        except InputError:
+            self.study.note(number, {"directory": str(place)})
+            end = self._end(claim, place)
+        except KeyboardInterrupt as stop:
+            self._give_back(number)
+            stop.__notes__ = [GO_ON]  # and not how its run would go on by itself
+            raise
+        except HsrTrainError:
             self._give_back(number)
             raise
-        self.study.note(number, {"directory": str(place)})
-        end = self._end(number, claim, place)
         if end.state == "fail":
             log.error("%s with %s failed: %s", name, " ".join(claim.overrides), end.said)
         if not self.study.tell(number, end.state, end.values, end.notes):
@@ -139,26 +145,22 @@ class Worker:
             log.info("%s: %s", name, end.said)
         return end.state != "fail"
 
-    def _end(self, number: int, claim: Claim, place: Path) -> End:
+    def _end(self, claim: Claim, place: Path) -> End:
         """Run one trial; return what it came to.
 
         Raises:
-            KeyboardInterrupt: It was stopped, and is given back.
-            RunError: The disk is full; it is given back, too.
+            HsrTrainError: It came to nothing, and is not at fault: the next one would end like it.
         """
-        began = time.monotonic()
+        began, has_begun, name = time.monotonic(), is_run(place), self._name(claim.number)
         try:
             return complete(self.spec, self._record(claim, place))
         except PrunedError as error:
             return pruned(error, place, time.monotonic() - began)
-        except KeyboardInterrupt as stop:
-            self._give_back(number)
-            stop.__notes__ = [GO_ON]  # and not how its run would go on by itself
-            raise
         except Exception as error:
             if is_full(str(error)):
-                self._give_back(number)
-                raise disk_full(error, number) from error
+                raise disk_full(error, name) from error
+            if refused := fault_of_all(error, self.spec, self.require_input, has_begun=has_begun):
+                raise no_fault_of(name, error, refused) from error
             return failed(error, place, time.monotonic() - began)
 
     def _give_back(self, number: int) -> None:
