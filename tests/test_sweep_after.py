@@ -301,10 +301,12 @@ def test_another_seed_than_the_one_a_search_was_begun_with_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    for command in (["-m"], ["-m", "sweep.seed=7"], ["-m"]):
-        opened(replace(search_spec(tmp_path), command=command)).close()
-    (said,) = [text for text in caplog.messages if "sweep.seed" in text]
-    assert said == "sweep.seed=7 changes only trials that are not begun yet: this sweep was begun without it"
+    for seed, typed in ((1, []), (7, ["sweep.seed=7"]), (7, ["sweep=of_a_file_with_7"]), (1, ["sweep.seed=1"])):
+        opened(replace(search_spec(tmp_path), seed=seed, command=["-m", *typed])).close()
+    said = [text for text in caplog.messages if "sweep.seed" in text]
+    assert (
+        said == ["sweep.seed=7 changes only trials that are not begun yet: this sweep was begun with sweep.seed=1"] * 2
+    )
 
 
 def test_two_who_add_the_same_repeats_at_once_run_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

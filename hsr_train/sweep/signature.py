@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -21,6 +21,8 @@ from hsr_train.sweep.summary import is_begun
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+SEED = "sweep.seed"
+"""Key of what decides the values of trials to come; typed, in a file, or with `hydra/sweeper/sampler`."""
 
 
 def require_same(study: optuna.Study, spec: Spec, space: Mapping[str, BaseDistribution]) -> None:
@@ -39,7 +41,7 @@ def require_same(study: optuna.Study, spec: Spec, space: Mapping[str, BaseDistri
     } | ({} if spec.stage is None else {SIGNED: spec.stage.kind})
     theirs = study.user_attrs
     if "format" not in theirs and not study.get_trials(deepcopy=False):  # or its maker was killed
-        for key, value in (mine | {"command": spec.command, "format": FORMAT}).items():
+        for key, value in (mine | {"command": spec.command, "seed": spec.seed, "format": FORMAT}).items():
             study.set_user_attr(key, value)
         return
     absent: dict[str, Any] = {"constraints": {}}  # in studies of before there were any
@@ -52,15 +54,10 @@ def require_same(study: optuna.Study, spec: Spec, space: Mapping[str, BaseDistri
         allowed = f"the study of this name in {shown_url(spec.url)} is another one: {what}"
         remedy = "sweep.study_name=ANOTHER, or sweep.dir=ANOTHER"
         raise InputError(Problem("sweep.study_name", spec.name, allowed, remedy))
-    seed, first = _typed_seed(spec.command), _typed_seed(theirs.get("command", []))
-    if spec.stage is None and seed not in (None, first) and is_first_worker():
-        begun = f"this sweep was begun with{f' {first}' if first else 'out it'}"
-        log.info("%s changes only trials that are not begun yet: %s", seed, begun)
-
-
-def _typed_seed(command: Sequence[str]) -> str | None:
-    """Return the word of a command that seeds its search."""
-    return next((word for word in reversed(command) if word.startswith("sweep.seed=")), None)
+    first = theirs.get("seed", spec.seed)
+    if spec.stage is None and spec.sampler != "grid" and spec.seed != first and is_first_worker():
+        begun = f"this sweep was begun with {SEED}={first}"
+        log.info("%s=%d changes only trials that are not begun yet: %s", SEED, spec.seed, begun)
 
 
 def require_enough(study: optuna.Study, n_trials: int) -> None:
