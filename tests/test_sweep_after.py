@@ -30,7 +30,7 @@ from hsr_train.config.schema.sweep import SweepConfig
 from hsr_train.engines.registry import ENGINES
 from hsr_train.sweep.after import after_problems, first_words
 from hsr_train.sweep.previous import best_points
-from hsr_train.sweep.progress import closing, line
+from hsr_train.sweep.progress import closing, line, table
 from hsr_train.sweep.report import write_report
 from hsr_train.sweep.results import best_comments, write_leaderboard
 from hsr_train.sweep.space import Dimension, Space
@@ -142,7 +142,16 @@ def test_lines_name_the_stage(done: Commands) -> None:
     assert "After the search, 2 repeats of its best trials with train.seed 1" in one
     assert "Repeat 3 of 4: optimizer.lr0=0.001 train.seed=2" in two
     assert "4 of 4 repeats done; best: trial 0, mAP50-95 0.886 ± 0.0028 over 2 seeds" in two
-    assert "1 of 1 runs at full length done" in one and "Repeats: 4 complete" in two
+    assert "Repeats: 4 complete" in two
+    messages = [text.rpartition(" | ")[2] for text in one.splitlines()]
+    assert [text for text in messages if "winner" in text] == [
+        "After the search, its winner at full length: train.epochs=4",
+        "the winner at full length: not begun; best: trial 0, mAP50-95 0.884 over 1 seed",
+        "The winner at full length: optimizer.lr0=0.001 train.epochs=4",
+        "The winner at full length: mAP50-95 0.88",
+        "the winner at full length: done; best: trial 0, mAP50-95 0.884 over 1 seed",
+        "The winner at full length: complete",
+    ]
 
 
 def test_the_stages_are_studies_beside_the_search(done: Commands) -> None:
@@ -253,6 +262,27 @@ def test_time_left_is_that_of_the_stage() -> None:
     found = replace(summary([trial(0, 0.9)], repeats), phase=Phase(SEEDS, 4, repeats))
     text = line(found, 200.0)
     assert text == ("1 of 4 repeats done; best: trial 0, mAP50-95 0.5 over 1 seed; about 3 min 0 s left with 1 worker")
+
+
+def test_the_winner_at_full_length_says_its_epoch_and_the_time_that_these_leave(tmp_path: Path) -> None:
+    run = tmp_path / "retrained" / "0"
+    run.mkdir(parents=True)
+    long = replace(trial(0, of=3, state="running"), directory=run, started=0.0)
+
+    def text(*trials: TrialSummary) -> str:
+        found = summary([trial(3, 0.9)], [])
+        return table(replace(found, retrained=[*trials], phase=Phase(BEST, 1, [*trials])), 1000.0)
+
+    assert text().startswith("the winner at full length: not begun; best: trial 3, mAP50-95 0.9\n")
+    assert text(long).startswith("the winner at full length: begun; best: trial 3, mAP50-95 0.9\n")
+    (run / "status.json").write_text(json.dumps({"state": "running", "epoch": 2, "epochs": 10}))
+    (run / "timings.csv").write_text("epoch,epoch_s\n1,90\n2,30\n")
+    os.utime(run / "timings.csv", (980, 980))
+    said, *_, row = text(long).splitlines()
+    left = "about 7 min 40 s left"  # 8 of 60 s, less 20
+    assert said == f"the winner at full length: epoch 2/10; best: trial 3, mAP50-95 0.9; {left}"
+    assert row.split()[:4] == ["full", "3", "running", "2/10"]
+    assert text(replace(long, state="fail")).startswith("the winner at full length: failed; best")
 
 
 def test_a_report_with_many_goals_and_a_failed_repeat_is_drawn(tmp_path: Path) -> None:

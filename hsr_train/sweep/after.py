@@ -77,7 +77,7 @@ def stages_after(settings: Any, spec: Spec, experiments: Sequence[Any], home: Pa
     if settings.retrain_best:
         words = full_length(settings, experiments)
         epochs = settings.retrain_epochs or max(e.train.epochs for e in experiments)
-        stages.append(_spec(spec, replace(stage, kind=BEST, words=words, epochs=epochs), "Run at full length"))
+        stages.append(_spec(spec, replace(stage, kind=BEST, words=words, epochs=epochs), "Winner"))
     return stages
 
 

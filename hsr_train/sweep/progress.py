@@ -10,7 +10,7 @@ from statistics import fmean
 from hsr_train.run.log import duration
 from hsr_train.run.status import read_status
 from hsr_train.sweep.results import ordered
-from hsr_train.sweep.study_types import NOUNS, counted
+from hsr_train.sweep.study_types import BEST, WINNER, counted
 from hsr_train.sweep.summary import Summary, TrialSummary
 
 RECENT_S = 300.0
@@ -22,11 +22,8 @@ _WIDEST = 18
 
 def line(summary: Summary, now: float | None = None) -> str:
     """Return what is done (of a stage after the search: of that), the best so far, and the time left."""
-    trials, n_trials = _under_way(summary)
-    ended = Counter(t.state for t in trials if t.state in ENDED)
-    noun = "trials" if summary.phase is None else NOUNS[summary.phase.kind]
-    parts = [f"{ended.total()} of {n_trials} {noun} done"]
-    parts += [f"{ended[state]} {word}" for word, state in (("pruned", "pruned"), ("failed", "fail")) if ended[state]]
+    is_winner = _is_winner(summary)
+    parts = [_winner(_under_way(summary)[0])] if is_winner else _counts(summary)
     infeasible = [t for t in summary.complete if not t.is_feasible]
     if infeasible and summary.phase is None:
         parts.append(f"{len(infeasible)} broke a constraint")
@@ -41,14 +38,37 @@ def line(summary: Summary, now: float | None = None) -> str:
         parts.append(f"best: trial {best.number}, {text}{more}")
     left_s, workers = left(summary, now)
     if left_s is not None:
-        parts.append(f"about {duration(left_s)} left with {counted(workers, 'worker')}")
+        parts.append(f"about {duration(left_s)} left" + ("" if is_winner else f" with {counted(workers, 'worker')}"))
     return "; ".join(parts)
+
+
+def _counts(summary: Summary) -> list[str]:
+    """Return how many trials, or repeats, are over, and how many of these without a result."""
+    trials, n_trials = _under_way(summary)
+    ended = Counter(t.state for t in trials if t.state in ENDED)
+    parts = [f"{ended.total()} of {counted(n_trials, 'trial' if summary.phase is None else 'repeat')} done"]
+    words = (("pruned", "pruned"), ("failed", "fail"))
+    return parts + [f"{ended[state]} {word}" for word, state in words if ended[state]]
+
+
+def _is_winner(summary: Summary) -> bool:
+    return summary.phase is not None and summary.phase.kind == BEST
+
+
+def _winner(trials: Sequence[TrialSummary]) -> str:
+    """Return how far the winner at full length is."""
+    if not trials:
+        return f"{WINNER}: not begun"
+    epoch = _epoch(trials[-1]) if trials[-1].state == "running" else ""
+    states = {"complete": "done", "fail": "failed", "running": "begun"}
+    return f"{WINNER}: {f'epoch {epoch}' if epoch else states.get(trials[-1].state, trials[-1].state)}"
 
 
 def left(summary: Summary, now: float | None = None) -> tuple[float | None, int]:
     """Return the seconds until the sweep is done, from the mean of its trials so far, and the workers they rest on.
 
-    Of a stage after the search: until that is. None: nothing is left, or no trial has ended well.
+    Of a stage after the search: until that is. Where all that is left runs already, such as the winner at full length,
+    from the epochs of these. None: nothing is left, or nothing is known yet.
     """
     now = time.time() if now is None else now
     trials, n_trials = _under_way(summary)
@@ -57,6 +77,9 @@ def left(summary: Summary, now: float | None = None) -> tuple[float | None, int]
     rest = n_trials - sum(t.state in ENDED for t in trials)
     seen = {t.worker for t in trials if t.worker and (t.state == "running" or now - (t.ended or 0) < RECENT_S)}
     workers = min(max(len(seen), 1), max(rest, 1))
+    own = [seconds for t in running if (seconds := _left_s(t, now)) is not None]
+    if own and len(own) == rest:
+        return max(own), workers
     if not took or rest <= 0:
         return None, workers
     mean_s = fmean(took)
@@ -68,11 +91,12 @@ def table(summary: Summary, now: float | None = None) -> str:
     """Return the running trials and the best ones, as lines of a table under the line of `line`."""
     best = [trial for rank, trial in ordered(summary) if rank is not None][:BEST_SHOWN]
     keys = [p.name for p in summary.parameters]
+    again = "full" if _is_winner(summary) else "again"
     rows = [["trial", "state", "epoch", *summary.objectives, *(summary.short[key] for key in keys)]]
     for trial in [*best, *(t for t in _under_way(summary)[0] if t.state == "running")]:
         values = _values(trial, summary.objectives)
         searched = [_text(trial.params.get(key)) for key in keys]
-        number = str(trial.number) if trial.of is None else f"again {trial.of}"
+        number = str(trial.number) if trial.of is None else f"{again} {trial.of}"
         rows.append([number, trial.state, _epoch(trial), *values, *searched])
     return "\n".join([line(summary, now), *_aligned(rows)])
 
@@ -117,6 +141,17 @@ def _epoch(trial: TrialSummary) -> str:
     if trial.state == "running" and status is not None and status.get("epoch") is not None:
         return f"{status['epoch']}/{status['epochs']}" if status.get("epochs") else str(status["epoch"])
     return str(trial.epochs or "")
+
+
+def _left_s(trial: TrialSummary, now: float) -> float | None:
+    """Return the seconds that a running trial still takes, from the mean of its epochs; None: it has none yet."""
+    status = read_status(trial.directory / "status.json") if trial.directory else None
+    took = [seconds for _, seconds in trial.column("timings.csv", "epoch_s")]
+    if trial.directory is None or status is None or not took or not status.get("epochs"):
+        return None
+    mean_s = fmean(took)
+    since_s = now - (trial.directory / "timings.csv").stat().st_mtime  # it is written when an epoch ends
+    return max((int(status["epochs"]) - len(took)) * mean_s - min(max(since_s, 0.0), mean_s), 0.0)
 
 
 def _text(value: object) -> str:

@@ -93,7 +93,7 @@ class Study:
             except optuna.exceptions.DuplicatedStudyError:
                 study, is_new = optuna.load_study(study_name=spec.name, storage=self.storage), False
             self.study_id = self.storage.get_study_id_from_name(spec.name)
-            self.hands = Hands(self.storage, self.study_id, worker, spec.noun)
+            self.hands = Hands(self.storage, self.study_id, worker, spec.called)
             if spec.stage is None:
                 self._add_missing(study, is_new)
             else:

@@ -24,7 +24,8 @@ WORKER = "HSR_TRAIN_SWEEP_WORKER"
 SEEDS, BEST = "seeds", "best"
 FOLDERS = {SEEDS: "repeats", BEST: "retrained"}
 """What comes after a search, and where its runs lie in the sweep's folder."""
-NOUNS = {SEEDS: "repeats", BEST: "runs at full length"}
+WINNER = "the winner at full length"
+"""The one run of the last of these, in words."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,15 @@ class Spec:
     folder: str = "trials"
     noun: str = "Trial"
     stage: Stage | None = None
+
+    @property
+    def is_winner(self) -> bool:
+        """Whether its one trial is the winner at full length."""
+        return self.stage is not None and self.stage.kind == BEST
+
+    def called(self, number: int | None) -> str:
+        """Return what a trial of it is called at a line's beginning, such as `Trial 3`."""
+        return WINNER.capitalize() if self.is_winner else f"{self.noun} {number}"
 
 
 def is_first_worker() -> bool:

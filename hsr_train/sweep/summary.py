@@ -98,7 +98,12 @@ class TrialSummary:
 
     def curve(self, objective: str) -> list[tuple[int, float]]:
         """Return (epoch, value) of an objective, from its results.csv, else as the study knows it."""
-        return (_curve(self.directory, objective) if self.directory else []) or sorted(self.steps.items())
+        found = self.column("results.csv", _COLUMNS.get(objective, objective))
+        return found or sorted(self.steps.items())
+
+    def column(self, file: str, name: str) -> list[tuple[int, float]]:
+        """Return (epoch, value) of a column of its results.csv or timings.csv, as far as there are values."""
+        return _column(self.directory / file, name) if self.directory else []
 
 
 @dataclass(frozen=True)
@@ -324,13 +329,12 @@ def trial_summary(
     )
 
 
-def _curve(directory: Path, objective: str) -> list[tuple[int, float]]:
+def _column(path: Path, name: str) -> list[tuple[int, float]]:
     try:
-        with (directory / "results.csv").open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error):  # it is elsewhere, or damaged: nothing to show of it
         return []
-    name = _COLUMNS.get(objective, objective)
     points = []
     for row in rows:
         try:

@@ -19,7 +19,7 @@ from hsr_train.sweep.local import in_parallel
 from hsr_train.sweep.own_runs import require_own_runs
 from hsr_train.sweep.plan import Group, checked_search, specs_of
 from hsr_train.sweep.repeated import SEED
-from hsr_train.sweep.study_types import NOUNS, Spec, Standing, counted, in_other_hands, is_first_worker
+from hsr_train.sweep.study_types import WINNER, Spec, Standing, counted, in_other_hands, is_first_worker
 from hsr_train.sweep.worker import Worker, failure, this_process
 
 log = logging.getLogger(__name__)
@@ -135,13 +135,11 @@ def _make(home: Path) -> None:
 def _said_first(spec: Spec, total: int) -> str:
     """Say what a stage is about to do."""
     assert spec.stage is not None
-    noun = NOUNS[spec.stage.kind]
     if not total:
-        return f"No {noun}: no trial of the search is complete"
+        return "Nothing comes after the search: none of its trials is complete"
     if spec.stage.seeds:
-        return (
-            f"After the search, {total} {noun} of its best trials with {SEED} {', '.join(map(str, spec.stage.seeds))}"
-        )
+        seeds = ", ".join(map(str, spec.stage.seeds))
+        return f"After the search, {counted(total, 'repeat')} of its best trials with {SEED} {seeds}"
     return f"After the search, its winner at full length: {' '.join(spec.stage.words)}"
 
 
@@ -182,16 +180,28 @@ def _conclude(
         log.info("%s", line)
     failures = []
     for spec, end in zip(specs, ends, strict=True):
-        noun = NOUNS[spec.stage.kind] if spec.stage else "trials"
-        counts = ", ".join(
-            f"{end.states[state]} {name}" for state, name in ENDS.items() if not spec.stage or end.states[state]
-        )
-        log.info("%s: %s", noun.capitalize(), counts or "none")
+        log.info("%s", _counts(spec, end))
         if end.failed:
-            failures.append(f"{len(end.failed)} of {end.n_trials} {noun} failed: {', '.join(map(str, end.failed))}")
+            failures.append(_failed(spec, end))
     if open_states:
         log.info("%s; this worker has none left to take", in_other_hands(open_states))
     if failures:
         raise failure(statuses, "; ".join(failures))
     if not open_states:
         success(log, "Done: %s", home)
+
+
+def _counts(spec: Spec, end: Standing) -> str:
+    """Say how many of a study's trials came to what; of the winner at full length, what it came to."""
+    found = {name: end.states[state] for state, name in ENDS.items() if not spec.stage or end.states[state]}
+    if spec.is_winner:
+        return f"{spec.called(None)}: {', '.join(found) or 'none'}"
+    return f"{spec.noun}s: {', '.join(f'{number} {name}' for name, number in found.items()) or 'none'}"
+
+
+def _failed(spec: Spec, end: Standing) -> str:
+    """Say which of a study's trials failed."""
+    if spec.is_winner:
+        return f"{WINNER} failed"
+    total = counted(end.n_trials, spec.noun.lower())
+    return f"{len(end.failed)} of {total} failed: {', '.join(map(str, end.failed))}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,13 @@ class Hands:
         storage: Of the study.
         study_id: The study's.
         worker: Who it is, as `run.status` describes a process.
-        noun: What a trial is called.
+        called: Returns what a trial is called, by its number.
     """
 
-    def __init__(self, storage: BaseStorage, study_id: int, worker: dict[str, Any], noun: str) -> None:
-        self._storage, self._study_id, self._worker, self._noun = storage, study_id, worker, noun
+    def __init__(
+        self, storage: BaseStorage, study_id: int, worker: dict[str, Any], called: Callable[[int], str]
+    ) -> None:
+        self._storage, self._study_id, self._worker, self._called = storage, study_id, worker, called
         self.current: int | None = None
         """Number of the trial that it runs."""
 
@@ -83,7 +85,7 @@ class Hands:
             mine = now.user_attrs.get("taken_over_by") == token
             same = now.user_attrs.get("worker") == trial.user_attrs.get("worker")
             if now.state == TrialState.RUNNING and mine and same:
-                log.info("%s %d was left by %s and goes on", self._noun, trial.number, _who(trial))
+                log.info("%s was left by %s and goes on", self._called(trial.number), _who(trial))
                 self._storage.set_trial_state_values(self._id(trial), TrialState.WAITING)
         return bool(ending), True
 

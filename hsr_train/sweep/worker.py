@@ -115,17 +115,15 @@ class Worker:
             if not has_result:
                 self._require_hope()
 
-    def _name(self, number: int | None) -> str:
-        return f"{self.spec.noun} {number}"
-
     def _in_other_hands(self) -> int:
         states = self.study.standing().states
         return states["running"] + states["waiting"]
 
     def _trial(self, number: int, claim: Claim) -> bool:
         """Run one trial and tell of it; return whether it came to a result."""
-        place, name = self.home / self.spec.folder / str(number), self._name(number)
-        log.info("%s of %d: %s", name, self.total, " ".join(claim.overrides))
+        place, name = self.home / self.spec.folder / str(number), self.spec.called(number)
+        of = f" of {self.total}" if self.total > 1 else ""
+        log.info("%s%s: %s", name, of, " ".join(claim.overrides))
         try:
             require_own(self.spec, claim.overrides, place)
             self.study.note(number, {"directory": str(place)})
@@ -151,7 +149,7 @@ class Worker:
         Raises:
             HsrTrainError: It came to nothing, and is not at fault: the next one would end like it.
         """
-        began, has_begun, name = time.monotonic(), is_run(place), self._name(claim.number)
+        began, has_begun, name = time.monotonic(), is_run(place), self.spec.called(claim.number)
         try:
             return complete(self.spec, self._record(claim, place))
         except PrunedError as error:
@@ -167,22 +165,22 @@ class Worker:
         try:
             self.study.release(number)
         except HsrTrainError as error:  # the stop goes on; the trial is found by its dead worker
-            log.warning("%s is not given back: %s", self._name(number), error)
+            log.warning("%s is not given back: %s", self.spec.called(number), error)
 
     def _record(self, claim: Claim, place: Path) -> dict[str, Any]:
         """Run a trial, or what is missing of it; return its training_result.json, or what stands for it."""
         if claim.directory is not None and Path(claim.directory) != place and not is_run(place):
             log.warning(
-                "%s starts anew: its run is not on this machine (%s)", self._name(claim.number), claim.directory
+                "%s starts anew: its run is not on this machine (%s)", self.spec.called(claim.number), claim.directory
             )
         run, status = RunDirectory(place), read_status(place / "status.json") if is_run(place) else None
         if status is not None and status.get("state") == "completed":
-            log.info("%s is done: %s", self._name(claim.number), place)
+            log.info("%s is done: %s", self.spec.called(claim.number), place)
             return _read(run)
         if status is not None and status.get("state") == "pruned":
             raise PrunedError(str(status.get("message")))
         if status is not None:
-            log.info("%s goes on: %s", self._name(claim.number), place)
+            log.info("%s goes on: %s", self.spec.called(claim.number), place)
             if this_process().items() <= status.items():  # it ended here, and a full disk kept it from saying so
                 write_json(run.status, status | {"state": "failed"})
             self.job.run(self.job.again([f"resume={place}"]), self._watch(claim.number))
