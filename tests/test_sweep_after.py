@@ -22,6 +22,8 @@ import optuna
 import pytest
 import test_sweep
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 from test_sweep import LR, WORDS, Sweep, ended, until
 
 from hsr_train.cli import main
@@ -169,6 +171,21 @@ def test_the_report_shows_every_seed(done: Commands) -> None:
     page = (done.home / "report.html").read_text()
     assert "Repeated with other seeds" in page and "Best over 2 seeds: trial 0" in page
     assert "0.886 ± 0.0028" in page and "retrained/0" in page
+
+
+def test_tensorboard_tells_repeats_and_the_long_run_from_the_trials_whose_values_they_have(done: Commands) -> None:
+    def session(name: str) -> tuple[dict[str, Any], list[float]]:
+        events = EventAccumulator(str(done.home / "hparams" / name)).Reload()
+        content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+        values = metadata.parse_session_start_info_plugin_data(content).hparams
+        found = {key: values[key].number_value or values[key].string_value for key in values}
+        return found, [event.value for event in events.Scalars("mAP50-95")]
+
+    names = {path.name for path in (done.home / "hparams").iterdir() if path.is_dir()}
+    assert names == {"0", "1", "2", "2_seed_1", "0_seed_1", "2_seed_2", "0_seed_2", "0_full_0"}
+    assert session("2") == ({"optimizer.lr0": 0.005, "run": "search"}, [pytest.approx(0.9101, abs=1e-4)])
+    assert session("0_seed_2") == ({"optimizer.lr0": 0.001, "run": "repeat"}, [pytest.approx(0.888)])
+    assert session("0_full_0") == ({"optimizer.lr0": 0.001, "run": "full length"}, [pytest.approx(0.88)])
 
 
 # ---- by hand

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import optuna
 from hsr_train.errors import HsrTrainError
 from hsr_train.run.hparams import Session, write_sessions
 from hsr_train.sweep.progress import ENDED, line, table
+from hsr_train.sweep.repeated import SEED
 from hsr_train.sweep.report import write_report
 from hsr_train.sweep.results import BEST, best_comments, write_best, write_leaderboard
 from hsr_train.sweep.study_types import WORKER
@@ -32,6 +33,8 @@ SHARE = 0.05
 STUDY = "view of the study"
 FIRST_S = 2.0
 """What the page may cost before one has been drawn."""
+KIND, KINDS = "run", ("search", "repeat", "full length")
+"""Column of TensorBoard's hparams that tells what came after a search from its trials."""
 T = TypeVar("T")
 Snapshot = Callable[[], tuple[optuna.Study, Summary]]
 
@@ -126,21 +129,30 @@ def _num_ended(summary: Summary) -> int:
 
 
 def _write_hparams(summary: Summary, home: Path) -> None:
-    sessions = [
-        Session(
-            name=str(trial.number),
-            hparams=trial.params,
-            metrics=dict(zip(summary.objectives, trial.values or [], strict=False)),
-            epoch=trial.epochs or max(trial.steps, default=0),
-            has_failed=trial.state == "fail",
-            directory=str(trial.directory or ""),
-            started=trial.started or 0.0,
-            ended=trial.ended or 0.0,
-        )
-        for trial in summary.of_state("complete", "pruned", "fail")
-    ]
     texts = {p.name: p.choices if any(not _is_number(c) for c in p.choices) else () for p in summary.parameters}
-    write_sessions(home, texts, summary.objectives, sessions)
+    write_sessions(home, {**texts, KIND: KINDS}, summary.objectives, list(_sessions(summary)))
+
+
+def _sessions(summary: Summary) -> Iterator[Session]:
+    """Yield what has ended of the search and of what came after it, each with the values that the search gave it."""
+    search, repeat, full = KINDS
+    found = [(str(t.number), search, t) for t in summary.trials]
+    found += [(f"{t.of}_seed_{t.params.get(SEED)}", repeat, t) for t in summary.repeats]
+    found += [(f"{t.of}_full_{t.number}", full, t) for t in summary.retrained]
+    searched = {t.number: t.params for t in summary.trials}
+    for name, kind, trial in found:
+        if trial.state in ENDED:
+            values = trial.params if trial.of is None else searched.get(trial.of, trial.params)
+            yield Session(
+                name=name,
+                hparams={**values, KIND: kind},
+                metrics=dict(zip(summary.objectives, trial.values or [], strict=False)),
+                epoch=trial.epochs or max(trial.steps, default=0),
+                has_failed=trial.state == "fail",
+                directory=str(trial.directory or ""),
+                started=trial.started or 0.0,
+                ended=trial.ended or 0.0,
+            )
 
 
 def _is_number(text: str) -> bool:
