@@ -299,6 +299,8 @@ def test_the_winner_at_full_length_says_its_epoch_and_the_time_that_these_leave(
     left = "about 7 min 40 s left"  # 8 of 60 s, less 20
     assert said == f"the winner at full length: epoch 2/10; best: trial 3, mAP50-95 0.9; {left}"
     assert row.split()[:4] == ["full", "3", "running", "2/10"]
+    (run / "timings.csv").write_text("epoch,epoch_s\n" + "".join(f"{n},9\n" for n in range(1, 11)))
+    assert "left" not in text(long)  # it is evaluated now
     assert text(replace(long, state="fail")).startswith("the winner at full length: failed; best")
 
 

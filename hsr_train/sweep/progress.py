@@ -144,14 +144,15 @@ def _epoch(trial: TrialSummary) -> str:
 
 
 def _left_s(trial: TrialSummary, now: float) -> float | None:
-    """Return the seconds that a running trial still takes, from the mean of its epochs; None: it has none yet."""
+    """Return the seconds that a running trial still takes, from the mean of its epochs; None: before the first, after all."""
     status = read_status(trial.directory / "status.json") if trial.directory else None
     took = [seconds for _, seconds in trial.column("timings.csv", "epoch_s")]
-    if trial.directory is None or status is None or not took or not status.get("epochs"):
+    epochs = int((status or {}).get("epochs") or 0)
+    if trial.directory is None or not 0 < len(took) < epochs:
         return None
     mean_s = fmean(took)
     since_s = now - (trial.directory / "timings.csv").stat().st_mtime  # it is written when an epoch ends
-    return max((int(status["epochs"]) - len(took)) * mean_s - min(max(since_s, 0.0), mean_s), 0.0)
+    return (epochs - len(took)) * mean_s - min(max(since_s, 0.0), mean_s)
 
 
 def _text(value: object) -> str:
