@@ -144,7 +144,7 @@ def _epoch(trial: TrialSummary) -> str:
 
 
 def _left_s(trial: TrialSummary, now: float) -> float | None:
-    """Return the seconds that a running trial still takes, from the mean of its epochs; None: before the first, after all."""
+    """Return the seconds that the further epochs of a running trial take, by the mean; None: not known, or none left."""
     status = read_status(trial.directory / "status.json") if trial.directory else None
     took = [seconds for _, seconds in trial.column("timings.csv", "epoch_s")]
     epochs = int((status or {}).get("epochs") or 0)
