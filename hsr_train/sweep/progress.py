@@ -144,7 +144,7 @@ def _epoch(trial: TrialSummary) -> str:
 
 
 def _left_s(trial: TrialSummary, now: float) -> float | None:
-    """Return the seconds that further epochs of a running trial take, by their mean; None: unknown, or there are none."""
+    """Return the seconds that a running trial's further epochs take, by their mean; None: none left, or unknown."""
     status = read_status(trial.directory / "status.json") if trial.directory else None
     took = [seconds for _, seconds in trial.column("timings.csv", "epoch_s")]
     epochs = int((status or {}).get("epochs") or 0)
