@@ -25,6 +25,7 @@ from hsr_train.run.atomic import is_full, write_json
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
+from hsr_train.sweep.disk import Disk, remedy
 from hsr_train.sweep.objectives import broken, values_of
 from hsr_train.sweep.own_runs import require_own
 from hsr_train.sweep.space import overridden
@@ -100,7 +101,8 @@ class Worker:
             RunError: Too many failed.
             InputError: The same, where the input was at fault each time.
         """
-        is_waiting = False
+        is_waiting, disk = False, Disk(self.study, self.spec, self.home)
+        disk.tidy()  # an earlier command may have kept more
         while True:
             claim = self.study.claim()
             if claim is None or claim.number is None:
@@ -113,6 +115,7 @@ class Worker:
                 _wait(OTHERS_S if others else POLL_S)
                 continue
             has_result = self._trial(claim.number, claim)
+            disk.after_trial(claim.number)
             self.study.show(self.home)
             if not has_result:
                 self._require_hope()
@@ -158,9 +161,8 @@ class Worker:
         except Exception as error:
             if is_full(str(error)):  # the next trial would fail like this one, which is not at fault
                 self._give_back(number)
-                text = (
-                    f"{_said(error)}\nTrial {number} is given back. To go on: make space, then the same command again"
-                )
+                go_on = f"make space{remedy(self.spec)}, then the same command again"
+                text = f"{_said(error)}\nTrial {number} is given back. To go on: {go_on}"
                 raise RunError(text) from error
             values, state = None, "fail"
             notes = {
