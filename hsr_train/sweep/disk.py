@@ -165,8 +165,8 @@ def warning(spec: Spec, size: Size, standing: Standing, ended: Ended, free: int)
 
 
 def remedy(spec: Spec) -> str:
-    """Return what a message about a full disk adds to `make space`."""
-    return f", or add {KEY}=none" if spec.keep_states == ALL else ""
+    """Return what a message about a full disk adds to `the same command again`."""
+    return f" (with {KEY}={NONE} it removes the states of finished trials first)" if spec.keep_states == ALL else ""
 
 
 def in_bytes(number: int) -> str:

@@ -161,7 +161,7 @@ class Worker:
         except Exception as error:
             if is_full(str(error)):  # the next trial would fail like this one, which is not at fault
                 self._give_back(number)
-                go_on = f"make space{remedy(self.spec)}, then the same command again"
+                go_on = f"make space, then the same command again{remedy(self.spec)}"
                 text = f"{_said(error)}\nTrial {number} is given back. To go on: {go_on}"
                 raise RunError(text) from error
             values, state = None, "fail"
