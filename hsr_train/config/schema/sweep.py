@@ -38,7 +38,9 @@ class SweepConfig:
     pruner_warmup: int | None = knob(None, "Epochs of a trial before it may be pruned; null: a twentieth of all.", ge=0)
     pruner_startup: int = knob(3, "Complete trials before any is pruned.", ge=0)
     keep_states: str = knob(
-        "all", "Training states that stay on disk when a trial is over, for resume=: best: the best trial's.", choices=KEPT
+        "all",
+        "Training states that stay on disk when a trial is over, for resume=: best: the best trial's.",
+        choices=KEPT,
     )
     max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
     enqueue: list[Any] = knob([], "Points that are tried after the preset's own, such as [{optimizer.lr0: 0.01}].")
