@@ -68,14 +68,17 @@ class Disk:
         """
         if self._spec.keep_states == ALL and not self._is_to_warn:
             return
-        ended = self._study.ended(self._home)
-        size = size_of(self._folder / str(number)) if self._is_to_warn and number in ended.complete else None
-        self._tidy(ended)
-        if size is not None:
-            self._is_to_warn = False
-            text = warning(self._spec, size, self._study.standing(), ended, shutil.disk_usage(self._home).free)
-            if text is not None:
-                log.warning("%s: %s", self._home, text)
+        ended, size, text = self._study.ended(self._home), None, None
+        try:
+            if self._is_to_warn and number in ended.complete:
+                self._is_to_warn, size = False, size_of(self._folder / str(number))
+            self._tidy(ended)
+            if size is not None:
+                text = warning(self._spec, size, self._study.standing(), ended, shutil.disk_usage(self._home).free)
+        except OSError as error:
+            text = f"whether the trials to come will fit on the disk is not known: {error}"
+        if text is not None:
+            log.warning("%s: %s", self._home, text)
 
     def _tidy(self, ended: Ended) -> None:
         removed, num_bytes = [], 0

@@ -39,7 +39,7 @@ class SweepConfig:
     pruner_startup: int = knob(3, "Complete trials before any is pruned.", ge=0)
     keep_states: str = knob(
         "all",
-        "Training states that stay on disk when a trial is over, for resume=: best: the best trial's.",
+        "Training states that stay on disk, for resume=, when a trial is over; best: the best trial's.",
         choices=KEPT,
     )
     max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
