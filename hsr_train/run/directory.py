@@ -103,6 +103,11 @@ class RunDirectory:
         return self.state / "changes.json"
 
     @property
+    def removed_states(self) -> Path:
+        """Why there are no states any more."""
+        return self.state / "removed.json"
+
+    @property
     def logs(self) -> Path:
         """Folder of train.log."""
         return self.path / "logs"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hsr_train.errors import InputError, Problem
-from hsr_train.run.directory import NOT_A_RUN, is_run
+from hsr_train.run.directory import NOT_A_RUN, RunDirectory, is_run
+from hsr_train.run.state_removal import removed_by
 from hsr_train.run.status import is_alive, read_status
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,12 @@ def obstacle(run: Path, extended: bool = False) -> tuple[str, str] | None:
         return None  # the record was lost, the state may still be there
     if status.get("mode", "train") != "train":
         return f"that was mode={status['mode']}, which has nothing to continue", "name a training run"
+    if by := removed_by(RunDirectory(run)):
+        remedy = (
+            f"the same from its start: reproduce={run} train.epochs=N; "
+            f"or a new run from its weights: model.weights={run / 'weights' / 'last.pt'}"
+        )
+        return f"its training states were removed by {by} when it was over, and it cannot go on", remedy
     if status.get("state") == "completed" and not extended:
         remedy = (
             f"more epochs: train.epochs=N; or a new run from its weights: model.weights={run / 'weights' / 'last.pt'}"

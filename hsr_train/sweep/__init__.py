@@ -6,6 +6,7 @@ From the words to the workers, in the command's process, without optuna:
     checking    mode=check: each point's report under its name
     local       sweep.jobs: several workers here
     worker      takes a trial, runs it as any run, tells what it came to (`ends`)
+    disk        which training states it keeps, and whether what is to come will fit
     watch       shows the study each epoch from the process that trains, and hears whether to end there
 
 The study, in a process of its own (`agent`) where runs are forked:
@@ -14,6 +15,7 @@ The study, in a process of its own (`agent`) where runs are forked:
     samplers    and `pruners`: Optuna's, by name
     storage     and `urls`: where it is kept
     stages      what comes after the search (`repeated`: mean and deviation over seeds)
+    over        which trials are over, and the best of them, for `disk`
 
 What shows it, there too:
     reporting   writes all of it after each trial: `results` (leaderboard.csv, best.yaml), `report` with `figures`,

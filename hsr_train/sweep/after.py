@@ -120,6 +120,7 @@ def _spec(search: Spec, stage: Stage, noun: str) -> Spec:
         folder=FOLDERS[stage.kind],
         noun=noun,
         stage=stage,
+        keep_states=search.keep_states,
     )
 
 

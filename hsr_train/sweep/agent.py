@@ -20,7 +20,7 @@ from hsr_train.errors import RunError
 
 if TYPE_CHECKING:
     from hsr_train.sweep.study import Study
-    from hsr_train.sweep.study_types import Claim, Spec, Standing
+    from hsr_train.sweep.study_types import Claim, Ended, Spec, Standing
     from hsr_train.sweep.watch import Door, Report
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class StudyDoor(Protocol):
 
     def standing(self) -> Standing:
         """Return how the study stands."""
+        ...
+
+    def ended(self, home: Path) -> Ended:
+        """Return which trials are over."""
         ...
 
     def show(self, home: Path, *, final: bool = False) -> None:
@@ -113,6 +117,10 @@ class RemoteStudy:
     def standing(self) -> Standing:
         """See `study.Study.standing`."""
         return cast("Standing", self._call("standing"))
+
+    def ended(self, home: Path) -> Ended:
+        """See `study.Study.ended`."""
+        return cast("Ended", self._call("ended", home))
 
     def show(self, home: Path, *, final: bool = False) -> None:
         """See `study.Study.show`."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from hsr_train.errors import HsrTrainError, InputError, PrunedError, RunError
 from hsr_train.run.status import read_status
+from hsr_train.sweep.disk import remedy
 from hsr_train.sweep.objectives import broken, values_of
 from hsr_train.sweep.study_types import Spec
 
@@ -96,9 +97,9 @@ def failed(error: Exception, place: Path, seconds: float) -> End:
     return End("fail", None, notes, _said(error))
 
 
-def disk_full(error: Exception, name: str) -> RunError:
+def disk_full(error: Exception, spec: Spec, name: str) -> RunError:
     """Return the error that ends a sweep on a full disk, with the trial's name."""
-    return RunError(f"{_said(error)}\n{_given_back(name, 'make space')}")
+    return RunError(f"{_said(error)}\n{_given_back(name, 'make space')}{remedy(spec)}")
 
 
 def fault_of_all(

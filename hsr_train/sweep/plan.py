@@ -153,6 +153,7 @@ def specs_of(search: Search, job: Job) -> tuple[list[Spec], Path]:
         command=[_without_password(word) for word in sys.argv],
         pruning=search.pruning,
         constraints=search.constraints,
+        keep_states=settings.keep_states,
         sampler_options=None if sampler == "grid" else options,
     )
     return [spec, *stages_after(settings, spec, list(search.checked.values()), home)], home

@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.errors import RunError
 from hsr_train.sweep.objectives import broken, excess
+from hsr_train.sweep.over import ended
 from hsr_train.sweep.points import distributions, given_points
 from hsr_train.sweep.progress import closing
 from hsr_train.sweep.pruners import FeasibleStudy, pruner_for
@@ -40,7 +41,7 @@ from hsr_train.sweep.samplers import drawn, sampler_for
 from hsr_train.sweep.signature import require_enough, require_same
 from hsr_train.sweep.stages import Planned, distinct, planned, with_stages
 from hsr_train.sweep.storage import close_storage, open_storage, refused
-from hsr_train.sweep.study_types import Claim, Spec, Stage, Standing
+from hsr_train.sweep.study_types import Claim, Ended, Spec, Stage, Standing
 from hsr_train.sweep.summary import Summary, summarize
 from hsr_train.sweep.takeover import Hands
 from hsr_train.sweep.watch import Report
@@ -217,6 +218,15 @@ class Study:
                 best=[(t.number, list(t.values), list(t.user_attrs.get("overrides", []))) for t in best],
                 nearest=nearest,
             )
+
+    def ended(self, home: Path) -> Ended:
+        """Return which trials are over; of a stage, its own.
+
+        Args:
+            home: The sweep's folder.
+        """
+        stage = self.spec.stage
+        return ended(self._summary(home)[1], None if stage is None else stage.kind)
 
     def show(self, home: Path, *, final: bool = False) -> None:
         """Write what shows how the study stands into the sweep's folder; what cannot be written is one warning.

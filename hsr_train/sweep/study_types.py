@@ -99,6 +99,7 @@ class Spec:
         folder: Where the runs of its trials lie, below the sweep's folder.
         noun: What a trial of it is called.
         stage: What comes after a search; None: it is the search.
+        keep_states: `sweep.keep_states`.
         sampler_options: Content of `hydra/sweeper/sampler`, its class (`_target_`) among them; None: ours.
     """
 
@@ -119,6 +120,7 @@ class Spec:
     command: list[str] = field(default_factory=list)
     pruning: Pruning | None = None
     constraints: dict[str, float] = field(default_factory=dict)
+    keep_states: str = "all"
     sampler_options: dict[str, Any] | None = None
     folder: str = "trials"
     noun: str = "Trial"
@@ -167,6 +169,22 @@ class Claim:
     number: int | None
     overrides: list[str] = field(default_factory=list)
     directory: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Numbers of the trials of a study that are over, without those that failed.
+
+    Attributes:
+        complete: Those that have a result.
+        pruned: Those that were given up.
+        best: Of the complete ones the best (of several objectives: the Pareto front), or, where none holds the
+            constraints, the one that breaks them least.
+    """
+
+    complete: list[int]
+    pruned: list[int]
+    best: list[int]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from hsr_train.run.atomic import is_full, write_json
 from hsr_train.run.directory import RunDirectory, is_run
 from hsr_train.run.status import process_identity, read_status
 from hsr_train.sweep.agent import StudyDoor
+from hsr_train.sweep.disk import Disk
 from hsr_train.sweep.ends import End, complete, disk_full, failed, fault_of_all, no_fault_of, pruned
 from hsr_train.sweep.own_runs import require_own
 from hsr_train.sweep.space import overridden
@@ -98,7 +99,8 @@ class Worker:
             RunError: Too many failed.
             InputError: The same, where the input was at fault each time.
         """
-        is_waiting = False
+        is_waiting, disk = False, Disk(self.study, self.spec, self.home)
+        disk.tidy()  # an earlier command may have kept more
         while True:
             claim = self.study.claim()
             if claim is None or claim.number is None:
@@ -111,6 +113,7 @@ class Worker:
                 _wait(OTHERS_S if others else POLL_S)
                 continue
             has_result = self._trial(claim.number, claim)
+            disk.after_trial(claim.number)
             self.study.show(self.home)
             if not has_result:
                 self._require_hope()
@@ -156,7 +159,7 @@ class Worker:
             return pruned(error, place, time.monotonic() - began)
         except Exception as error:
             if is_full(str(error)):
-                raise disk_full(error, name) from error
+                raise disk_full(error, self.spec, name) from error
             if refused := fault_of_all(error, self.spec, self.require_input, has_begun=has_begun):
                 raise no_fault_of(name, error, refused) from error
             return failed(error, place, time.monotonic() - began)

@@ -11,6 +11,8 @@ SAMPLERS = ("auto", "grid", "tpe", "random", "cmaes", "gp", "qmc", "nsgaii")
 
 PRUNERS = ("auto", "median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 
+KEPT = ("all", "best", "none")
+
 
 @dataclass
 class SweepConfig:
@@ -35,6 +37,11 @@ class SweepConfig:
     pruner: str = knob("auto", "What ends a hopeless trial early; auto: median, and none of a grid.", choices=PRUNERS)
     pruner_warmup: int | None = knob(None, "Epochs of a trial before it may be pruned; null: a twentieth of all.", ge=0)
     pruner_startup: int = knob(3, "Complete trials before any is pruned.", ge=0)
+    keep_states: str = knob(
+        "all",
+        "Training states that stay on disk, for resume=, when a trial is over; best: the best trial's.",
+        choices=KEPT,
+    )
     max_failures: int = knob(5, "Failed trials after which a command ends the sweep.", ge=1)
     enqueue: list[Any] = knob([], "Points that are tried after the preset's own, such as [{optimizer.lr0: 0.01}].")
     warm_start: str | None = knob(None, "Folder of another sweep, whose best points are tried after those.")
