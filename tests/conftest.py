@@ -5,6 +5,7 @@ The environment is set before test modules are imported, since libraries look fo
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -43,6 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     guard = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(guard)
     guard.install()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of every later search for garbage, of which recovery does many."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -254,7 +254,7 @@ def test_killed_command_goes_on_to_the_same_end(data: Path, tmp_path: Path, shar
         table = next(iter((tmp_path / "out").glob("classify/*/results.csv")), None)
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     (run,) = runs_in(tmp_path / "out")
     assert len(rows(run)) < 12
     done = command(["resume=last", f"output_dir={tmp_path / 'out'}"], tmp_path)

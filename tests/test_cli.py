@@ -285,7 +285,7 @@ def python(code: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess[str]
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -312,7 +312,7 @@ def test_module_prints_only_yaml_on_standard_output_and_creates_nothing(tmp_path
     done = subprocess.run(
         [sys.executable, "-m", "hsr_train", "--cfg", "job", "train.device=cpu"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     assert yaml.safe_load(done.stdout)["model"]["name"] == "yolov8n"
@@ -325,7 +325,7 @@ def test_output_may_be_cut_off_by_its_reader(tmp_path: Path) -> None:
         done = subprocess.run(
             f"{sys.executable} -m hsr_train {argv} | true; exit ${{PIPESTATUS[0]}}",
             shell=True, executable="/bin/bash", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert (done.returncode, "BrokenPipe" in done.stderr) == (0, False), done.stderr
 
@@ -356,7 +356,7 @@ def test_signal_ends_a_run_with_its_status(tmp_path: Path, number: int, status: 
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, message = process.communicate(timeout=120)
+    _, message = process.communicate(timeout=300)
     assert process.returncode == status
     assert (tmp_path / "tidied").exists()
     assert "Traceback" not in message

@@ -124,7 +124,7 @@ def test_interrupted_run_of_two_processes_goes_on_to_the_bit(
         if "Epoch 1/3" in line:
             cut.send_signal(signal.SIGTERM)
             break
-    output, _ = cut.communicate(timeout=120)
+    output, _ = cut.communicate(timeout=300)
     assert cut.returncode == 143, output
     assert output.count("Stopped by SIGTERM") == 1
     run, expected = only_run(tmp_path / "cut"), only_run(tmp_path / "whole")

@@ -36,6 +36,7 @@ from detection_runs import (
     rows,
     same_weights,
     start,
+    thin_weights,
     train,
 )
 from yolo_sets import make_yolo_set
@@ -149,7 +150,7 @@ def test_saved_configuration_holds_no_undecided_value(whole: Path, data: Path, s
     config = yaml.safe_load((whole / "config.yaml").read_text())
     assert config["train"]["device"] == "cpu" and config["train"]["amp"] is False
     assert config["train"]["val_batch"] == 8
-    assert config["model"]["weights"] == "scratch"
+    assert config["model"]["weights"] == str(thin_weights())
     assert config["data"]["path"] == str(data) and config["data"]["cache_dir"] == str(shared_cache)
     undecided = [key for section in ("train", "model") for key, value in config[section].items() if value == "auto"]
     assert undecided == []
@@ -816,7 +817,7 @@ def test_continuation_takes_the_saved_configuration_not_todays(interrupted: Path
 # ---- signals, on the real command
 
 
-def wait_for(process: subprocess.Popen[str], output: Path, epochs: int, timeout_s: float = 120) -> Path:
+def wait_for(process: subprocess.Popen[str], output: Path, epochs: int, timeout_s: float = 300) -> Path:
     """Wait until the run has recorded some epochs; return its directory."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -855,7 +856,7 @@ def stop_in_mid_run(words: list[str], tmp_path: Path, signum: int, *, group: boo
     process = start(words, tmp_path)
     run = wait_for(process, tmp_path / "out", epochs)
     os.killpg(process.pid, signum) if group else process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert left_behind(process.pid) == []
     if signum != signal.SIGKILL:
         assert "Traceback" not in errors
@@ -932,7 +933,7 @@ def test_signal_at_any_moment_ends_the_command_tidily(
     process = start(overrides(data, tmp_path / "out", shared_cache, train__workers=2), tmp_path)
     time.sleep(delay_s)
     os.killpg(process.pid, signum)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode in ((130 if signum == signal.SIGINT else 143), 0), errors
     assert left_behind(process.pid) == []
     for run in (tmp_path / "out").glob("detect/*"):
@@ -951,7 +952,7 @@ def test_second_command_on_a_living_run_is_refused(long_run: list[str], tmp_path
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 # ---- the other entry

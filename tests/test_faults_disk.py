@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import pytest
 import torch
-from detection_runs import differences, overrides, quick_pictures, read_json, rows
+from detection_runs import differences, overrides, quick_pictures, read_json, rows, train
 from fault_runs import differences_at_the_end, start_quick, until
 
 from hsr_train.cli import main
@@ -83,10 +83,22 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+WIDE = {"model": "yolov8n", "model.weights": "scratch"}
+"""Its states are large beside everything else that a run writes."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(small_set: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that nothing happened to."""
+    run_dir = train(small_set, tmp_path_factory.mktemp("whole"), shared_cache, **WIDE).run_dir
+    assert run_dir is not None
+    return run_dir
+
+
 @pytest.fixture
 def words(small_set: Path, shared_cache: Path, disk: Disk) -> list[str]:
     """What is typed for the run of `whole_run` on the small disk."""
-    return overrides(small_set, disk.path / "out", shared_cache)
+    return overrides(small_set, disk.path / "out", shared_cache, **WIDE)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def undisturbed(
                 epochs_s.append(processor_s(process))
             until(lambda: is_complete(run), process)
             whole_s = processor_s(process) - began_s
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
             made[workers] = place, Undisturbed(run, [whole_s - (end_s - epochs_s[0]) for end_s in epochs_s])
         return made[workers]
@@ -125,7 +125,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     """Kill a command with everything that it started, and wait until all of it is gone."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)  # ends when the last process that could write there has ended
+    process.communicate(timeout=300)  # ends when the last process that could write there has ended
     with pytest.raises(ProcessLookupError):
         for _ in range(1000):
             os.killpg(process.pid, 0)

@@ -241,7 +241,7 @@ def whole(small_set: Path, shared_cache: Path, tmp_path_factory: pytest.TempPath
 def test_run_writes_the_table_the_columns_and_a_curve_for_each_group(whole: Path) -> None:
     text = (whole / "logs" / "train.log").read_text()
     assert "Layer-wise learning rates: 0.001 x 0.9^(22 - module); module 22 is the head" in text
-    assert any(line.split()[-6:] == ["0", "Conv", "9.85e-05", "432", "0.0005", "32"] for line in text.splitlines())
+    assert any(line.split()[-6:] == ["0", "Conv", "9.85e-05", "216", "0.0005", "16"] for line in text.splitlines())
     assert [key for key in rows(whole)[0] if key.startswith("lr")] == ["lr_0", "lr_1", "lr_2"]
     events = EventAccumulator(str(whole / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("lr_by_module/")]

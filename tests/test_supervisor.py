@@ -33,7 +33,7 @@ WORDS = [
     "train.epochs=5", "train.batch=8", "train.val_batch=4", "train.workers=4", "train.cache=ram",
     "train.close_mosaic=1", "tensorboard.enabled=false",
 ]  # fmt: skip
-ENOUGH_S = 60
+ENOUGH_S = 300
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what the kernel kills for memory")
 

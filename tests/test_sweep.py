@@ -36,7 +36,7 @@ TESTS = Path(__file__).parent
 LR = "optimizer.lr0=tag(log,interval(1e-4,1e-2))"
 BATCH = "train.batch=choice(4,8,16,32)"
 WORDS = ["train.device=cpu", "train.epochs=2", "train.close_mosaic=1", "tensorboard.enabled=false"]
-ENOUGH_S = 120
+ENOUGH_S = 300
 
 
 class Sweep:

@@ -97,7 +97,7 @@ def test_interrupted_run_of_two_processes_goes_on_to_the_bit(launch: Launch, tmp
         if "Epoch 1/2" in line:
             cut.terminate()
             break
-    cut.communicate(timeout=120)
+    cut.communicate(timeout=300)
     assert cut.returncode != 0
     (run,) = runs_in(tmp_path / "cut")
     assert len(rows(run)) < 3

@@ -219,6 +219,11 @@ class RunTrainer(DetectionTrainer):  # type: ignore[misc]
         self._frozen = frozen_modules(self._experiment.train.freeze, self.model.model, len(self.model.yaml["backbone"]))
         self.args.freeze = [name.removeprefix("model.") for name in self._frozen] or None
 
+    def plot_training_labels(self) -> None:
+        """Draw how boxes lie and which classes there are, once a run: it is done when the first state is written."""
+        if self._state is None or not (self.save_dir / "labels.jpg").exists():
+            super().plot_training_labels()
+
     @staticmethod
     def _network_of(state: dict[str, Any]) -> Any:
         """Return the network of a state, still without its numbers, through the library's safe loading."""
