@@ -29,8 +29,9 @@ lint: $(VENV)/.full  ## ruff, format and strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes, a thread each: small networks gain little from more threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes, a thread each: small networks gain little from more threads. In the order of tests/conftest.py: by
+# number of tests, the file that takes longest would come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint  ## lint, then the fast tests
 	$(PYTEST)
