@@ -150,7 +150,7 @@ def _unreadable(line: str, parser: OverridesParser, reason: str) -> Problem:
         return Problem(key, value, f"there is no function {name}; there are {', '.join(FUNCTIONS)}", f"'{key}={right}'")
     if fault:
         return Problem(key, value, f"is no proper call: {fault}", f"'{key}=interval(A,B)', or {key}=A,B,C")
-    value = without_password(value) if key == "sweep.storage" else value
+    value = without_password(value) if key.lstrip("+") == "sweep.storage" else value
     quoted = QuotedString(value.replace(":***@", ":PASSWORD@"), Quote.double).with_quotes()
     return Problem(
         key or line,
