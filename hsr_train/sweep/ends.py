@@ -196,7 +196,7 @@ def _traced(error: Exception, place: Path) -> str:
 def _cut_short(place: Path) -> dict[str, Any]:
     """Return the epochs of a run that was given up, and its seconds since it was last begun."""
     status = read_status(place / "status.json")
-    if status is None:  # a cross-validation, whose folds have theirs
-        return {}
+    if status is None:
+        return {} if is_run(place) else {"by_fold": True}
     times = [datetime.fromisoformat(str(status[key])) for key in ("resumed", "started", "updated") if status.get(key)]
     return {"epochs": status.get("epoch"), "seconds": round((times[-1] - times[0]).total_seconds(), 3)}
