@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hsr_train.passwords import without_passwords
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -28,7 +30,7 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{self.key}: {self.value}: {self.allowed}" if self.value else f"{self.key}: {self.allowed}"
-        return f"{text}\n    -> {self.remedy}" if self.remedy else text
+        return without_passwords(f"{text}\n    -> {self.remedy}" if self.remedy else text)
 
 
 class HsrTrainError(Exception):

@@ -20,7 +20,7 @@ import pytest
 from hsr_train.errors import InputError
 from hsr_train.run import directory
 from hsr_train.run.directory import RunDirectory
-from hsr_train.run.find import find_run, obstacle
+from hsr_train.run.find import find_original, find_run, obstacle
 from hsr_train.run.status import process_identity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,6 +264,19 @@ def test_find_run_refuses_what_is_no_run(tmp_path: Path) -> None:
     missing = refusal(tmp_path / "nowhere", tmp_path)
     assert "no such file or directory" in missing and f"{tmp_path / 'detect' / 'a'} (interrupted)" in missing
     assert "not a run's directory" in refusal(tmp_path, tmp_path)
+
+
+def test_a_folder_of_runs_is_refused_with_these_and_no_others(tmp_path: Path) -> None:
+    make_run(tmp_path, "elsewhere", "interrupted")
+    stopped, done = (
+        make_run(tmp_path / "trials" / "2", f"x_fold_{number}", state, started=f"2026-11-2{number}")
+        for number, state in enumerate(("interrupted", "completed"))
+    )
+    text = refusal(tmp_path / "trials" / "2", tmp_path)
+    assert "not a run's directory" in text and text.endswith(f"-> one of these: resume={stopped}")
+    assert f"{stopped} (interrupted)" in text and f"{done} (completed)" in text and "elsewhere" not in text
+    with pytest.raises(InputError, match=f"-> one of these: reproduce={done}"):
+        find_original(str(tmp_path / "trials" / "2"), tmp_path)
 
 
 def test_find_run_names_the_weights_that_a_run_has(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_manifest_holds_named_variables_only_and_masks_passwords(monkeypatch: py
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("MY_API_TOKEN", "s3cret-token")
-    made = manifest(command=["hsr-train", "sweep.storage=postgresql://robot:hunter2@db.example.org/study"])
+    made = manifest(command=["hsr-train", "sweep.storage=postgresql://robot:hun/ter:hunter2@db.example.org/study"])
     assert made["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-1" and "OMP_NUM_THREADS" not in made["environment"]
     assert made["command"][1] == "sweep.storage=postgresql://robot:***@db.example.org/study"
     assert "s3cret-token" not in json.dumps(made) and "hunter2" not in json.dumps(made["command"])

@@ -99,19 +99,26 @@ def test_a_read_only_disk_is_refused_in_one_line_and_a_study_on_it_stays(sweep: 
             open_storage(read_only)
         (problem,) = found.value.problems
         assert problem.key == "sweep.storage" and problem.value == read_only
-        assert problem.allowed.startswith("cannot be used: ") and problem.remedy.startswith("make it writable")
+        assert problem.allowed.startswith("cannot be used: ") and problem.remedy.startswith("make it")
     assert (disk.path / "study.db").is_file()
 
 
-ELSEWHERE = "see that its server runs, and knows this user and this name, or sweep.storage=of another server"
+ELSEWHERE = (
+    "see that its server runs, and knows this user and this database, "
+    "or sweep.storage=postgresql://USER:PASSWORD@HOST/NAME"
+)
+NO_URL = "sweep.storage=postgresql://USER@HOST/NAME, or "
 UNUSABLE = [
     ("mysqll://me:secret@host/x", "is of no kind of database known here", "sweep.storage=postgresql://USER@HOST/NAME"),
     ("postgresql://me:secret@127.0.0.1:1/x", "cannot be used: connection failed", ELSEWHERE),
+    ("postgresql://me:secret@127.0.0.1:5543x/x", "is no database URL: its port is no whole number", NO_URL),
+    ("://me:secret@127.0.0.1", "is no database URL", NO_URL),
+    ("postgresql://me:s@secret@127.0.0.1:1/x", "has an @ in its user or password", "type %40 for it"),
     ("mysql+nodriver://me:secret@host/x", "is of no kind of database known here", "sweep.storage=postgresql://"),
 ]
 
 
-@pytest.mark.parametrize(("url", "allowed", "remedy"), UNUSABLE, ids=lambda v: v.partition(":")[0])
+@pytest.mark.parametrize(("url", "allowed", "remedy"), UNUSABLE, ids=range(len(UNUSABLE)))
 def test_a_storage_that_cannot_be_reached_is_one_line_without_its_password(url: str, allowed: str, remedy: str) -> None:
     with pytest.raises(InputError) as found:
         open_storage(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from sweep_engine import SweepEngine
 from test_sweep import LR, Sweep, require_complete
 
 from hsr_train.errors import InputError, Problem, RunError
+from hsr_train.run.directory import RunDirectory
 from hsr_train.sweep.ends import fault_of_all
 from hsr_train.sweep.study_types import Spec
 
@@ -111,6 +113,22 @@ def test_input_that_breaks_in_mid_sweep_burns_no_trial(sweep: Sweep, monkeypatch
     require_complete(sweep, 3)
 
 
+def test_a_trial_whose_folder_cannot_be_made_is_given_back(sweep: Sweep) -> None:
+    place = sweep.home / "trials" / "1"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    status, errors = sweep.run("train.seed=1,2")
+    assert status == 2 and "Traceback" not in errors and sweep.states() == ["complete", "waiting"]
+    *_, said, remedy, last = [line.rpartition(" | ")[2] for line in errors.splitlines()]
+    assert said == f"sweep.dir: {place}: is no folder that can be written: Not a directory"
+    assert remedy == "    -> make it writable, or sweep.dir=ANOTHER for a new sweep"
+    assert last == "Trial 1 is given back. To go on: put this right, then the same command again"
+    place.unlink()
+    status, errors = sweep.run("train.seed=1,2")
+    assert status == 0, errors
+    require_complete(sweep, 2)
+
+
 GONE = InputError(Problem("data.path (val)", "a/b", "no such folder"))
 CHANGED = InputError(Problem("data.path", "a", "the data are no longer what this run began with"))
 FAULTS = [
@@ -129,11 +147,28 @@ FAULTS = [
     ("error", "prepared", "line", "has_begun", "found"), [c[1:] for c in FAULTS], ids=[c[0] for c in FAULTS]
 )
 def test_whose_fault_it_is(
-    error: Exception, prepared: Exception | None, line: str, has_begun: bool, found: Exception | None
+    error: Exception, prepared: Exception | None, line: str, has_begun: bool, found: Exception | None, tmp_path: Path
 ) -> None:
     def require_input() -> None:
         if prepared is not None:
             raise prepared
 
     spec = Spec("sqlite://", "s", "detect", ["recall"], ["maximize"], 2, [line], [], "tpe", 1)
-    assert fault_of_all(error, spec, require_input, has_begun=has_begun) is found
+    assert fault_of_all(error, spec, require_input, tmp_path / "trials" / "1", has_begun=has_begun) is found
+
+
+@pytest.mark.parametrize("name", ["trials", "trials/1"])
+def test_a_folder_that_cannot_be_made_is_no_trials_fault(name: str, tmp_path: Path) -> None:
+    spec = Spec("sqlite://", "s", "detect", ["recall"], ["maximize"], 2, ["train.seed=1,2"], [], "tpe", 1)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()  # the superuser, who may run this, may write in every folder
+    place = tmp_path / "trials" / "1"
+    with pytest.raises(InputError) as met:
+        RunDirectory.make(place)
+    refused = fault_of_all(met.value, spec, lambda: None, place, has_begun=False)
+    assert refused is not None
+    (problem,) = refused.problems
+    assert (problem.key, problem.value) == ("sweep.dir", str(tmp_path / name))
+    assert problem.allowed.startswith("is no folder that can be written: ")
+    assert problem.remedy == "make it writable, or sweep.dir=ANOTHER for a new sweep"
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [(tmp_path / name).name]

@@ -25,8 +25,10 @@ from hsr_train.cli import main
 from hsr_train.config.compose import compose
 from hsr_train.config.saved import plain
 from hsr_train.engines.registry import ENGINES
+from hsr_train.errors import PrunedError
 from hsr_train.run.hparams import Session, write_sessions
 from hsr_train.sweep import figures
+from hsr_train.sweep.ends import pruned
 from hsr_train.sweep.progress import left, line, table
 from hsr_train.sweep.report import write_report
 from hsr_train.sweep.reporting import Reporter
@@ -110,6 +112,25 @@ def test_leaderboard_has_the_best_first_and_every_begun_trial(tmp_path: Path) ->
     assert rows[0]["error"] == "" and rows[0]["directory"] == "trials/2"
     assert (rows[0]["optimizer.lr0"], rows[0]["model"], rows[0]["epochs"]) == ("0.01", "yolov8s", "4")
     assert rows[3]["error"] == "out of <b>memory</b>"
+
+
+def test_a_pruned_cross_validation_has_no_value_but_the_fold_after_which_it_ended(tmp_path: Path) -> None:
+    assert pruned(PrunedError("Pruned after fold 2"), tmp_path / "trials" / "1", 9.0).notes["by_fold"]
+    cut = {
+        "state": "PRUNED",
+        "values": [0.2],
+        **point(1e-4),
+        "steps": {1: 0.1, 2: 0.2},
+        "pruned_at": 2,
+        "by_fold": True,
+    }
+    summary = summary_of(tmp_path, [{"values": [0.5], **point(1e-3)}, cut])
+    write_leaderboard(summary, tmp_path)
+    write_report(summary, ["not said"], tmp_path)
+    row = rows_of(tmp_path)[1]
+    assert (row["state"], row["mAP50-95"], row["error"]) == ("pruned", "", "pruned after fold 2")
+    page = (tmp_path / "report.html").read_text()
+    assert "<td class=error>pruned after fold 2: <code></code></td>" in page and "0.2</td>" not in page
 
 
 def test_infeasible_trials_have_no_rank(tmp_path: Path) -> None:

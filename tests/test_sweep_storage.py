@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import shutil
 import sqlite3
@@ -115,6 +116,21 @@ def test_a_folder_that_does_not_exist_is_refused_and_not_made(form: str, tmp_pat
     assert problem.allowed == f"cannot be used: {tmp_path / 'mistyped'} does not exist"
     assert problem.remedy is not None and problem.remedy.startswith(f"mkdir -p {tmp_path / 'mistyped'}, or ")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("closed", [("",), ("study.db", "")])
+def test_a_folder_that_cannot_be_written_is_what_is_named(
+    closed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, access = storage_url(None, tmp_path), os.access
+    (tmp_path / "study.db").touch()
+    not_ours = [tmp_path / name for name in closed]  # the superuser, who may run this, may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in not_ours and access(path, mode))
+    (problem,) = storage.refused(url, OSError("attempt to write a readonly database")).problems
+    it = "it and its folder" if "study.db" in closed else "its folder"
+    assert problem.remedy == (
+        f"make {it} writable ({tmp_path}: a second file is written beside it), or sweep.storage=FOLDER/NAME.db"
+    )
 
 
 @pytest.mark.parametrize(("name", "other"), [("study.db", "sweep.dir"), ("ours.db", "sweep.storage")])

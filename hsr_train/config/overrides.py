@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 
 from hsr_train.config.names import nearest
 from hsr_train.errors import InputError, Problem
+from hsr_train.passwords import without_password
 
 PATH_KEYS = (
     "data.path",
@@ -149,7 +150,8 @@ def _unreadable(line: str, parser: OverridesParser, reason: str) -> Problem:
         return Problem(key, value, f"there is no function {name}; there are {', '.join(FUNCTIONS)}", f"'{key}={right}'")
     if fault:
         return Problem(key, value, f"is no proper call: {fault}", f"'{key}=interval(A,B)', or {key}=A,B,C")
-    quoted = QuotedString(value, Quote.double).with_quotes()
+    value = without_password(value) if key.lstrip("+") == "sweep.storage" else value
+    quoted = QuotedString(value.replace(":***@", ":PASSWORD@"), Quote.double).with_quotes()
     return Problem(
         key or line,
         value,

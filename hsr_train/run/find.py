@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,12 @@ def _runs_under(output_dir: Path) -> list[Path]:
         if "config.yaml" in files and is_run(Path(root)):
             folders.clear()
             found.append(Path(root))
-    return sorted(found, key=lambda run: (_started(run), run.name))
+    return _in_order(found)
+
+
+def _in_order(folders: Iterable[Path]) -> list[Path]:
+    """Return those of some folders that are runs, in the order of their starts."""
+    return sorted(filter(is_run, folders), key=lambda run: (_started(run), run.name))
 
 
 def _started(run: Path) -> float:
@@ -145,9 +151,9 @@ def _started(run: Path) -> float:
         return 0.0
 
 
-def _listing(output_dir: Path) -> str:
-    """Return the newest runs under `output_dir` with their states, for messages."""
-    runs = _runs_under(output_dir)
+def _listing(output_dir: Path, runs: list[Path] | None = None) -> str:
+    """Return the newest runs under `output_dir`, where they are not given, with their states, for messages."""
+    runs = _runs_under(output_dir) if runs is None else runs
     if not runs:
         return f"{output_dir} holds no run"
     shown = runs[: -MOST_LISTED - 1 : -1]
@@ -158,5 +164,10 @@ def _listing(output_dir: Path) -> str:
 
 def _not_a_run(reference: str, path: Path, output_dir: Path, key: str = "resume") -> Problem:
     what = NOT_A_RUN if path.exists() else "no such file or directory"
+    held = _in_order(file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/config.yaml"))
+    if held and key in ("resume", "reproduce"):  # such as the folds of a cross-validation
+        fitting = held if key == "reproduce" else [run for run in held if obstacle(run) is None]
+        said = f"{what}; {_listing(path, held)}"
+        return Problem(key, reference, said, f"one of these: {key}={[*held, *fitting][-1]}")
     remedy = {"resume": "resume=DIR, or resume=last", "runs": "mode=compare 'runs=[DIR,DIR]'"}.get(key, f"{key}=DIR")
     return Problem(key, reference, f"{what}; {_listing(output_dir)}", remedy)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 from hsr_train.decisions import Decisions
 from hsr_train.errors import InputError, Problem
+from hsr_train.passwords import without_passwords
 from hsr_train.processes import num_processes
 from hsr_train.run.directory import RunDirectory
 
@@ -77,7 +77,6 @@ SECTIONS = ("python", "packages", "environment", "machine", "seeds", "fingerprin
 MAX_DIFF_CHARS = 200_000
 MAX_UNTRACKED = 200
 _GIT_TIMEOUT_S = 10
-_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+@")
 
 
 def build_manifest(
@@ -104,7 +103,7 @@ def build_manifest(
         around = None
     return {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": [_mask(word) for word in command],
+        "command": [without_passwords(word) for word in command],
         "working_directory": str(working_directory),
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -186,15 +185,10 @@ def git_state(folder: Path, *, tracking: str | None = None) -> dict[str, Any] | 
         "commit": commit,
         "branch": (_git(top, "symbolic-ref", "--short", "-q", "HEAD")[0] or "").strip() or None,
         "dirty": None if diff is None or names is None else bool(diff or names),
-        "diff": None if diff is None else _mask(diff[:MAX_DIFF_CHARS]),
+        "diff": None if diff is None else without_passwords(diff[:MAX_DIFF_CHARS]),
         "diff_truncated": diff is not None and len(diff) > MAX_DIFF_CHARS,
         "untracked": None if names is None else names[:MAX_UNTRACKED],
     }
-
-
-def _mask(text: str) -> str:
-    """Return `text` without the passwords of addresses such as postgresql://user:password@host."""
-    return _PASSWORD.sub(r"\1:***@", text)
 
 
 def _git(folder: Path, *arguments: str) -> tuple[str | None, str]:

@@ -1,21 +1,23 @@
 """What a trial came to, as its study is told: complete, pruned or failed, each with its notes; `worker` runs it.
 
 A trial that was stopped came to nothing and is given back. So is one that ended by what would end the next one, too: a
-full disk, or data that are gone. These errors end the sweep.
+full disk, a folder that cannot be written, or data that are gone. These errors end the sweep.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hsr_train.errors import HsrTrainError, InputError, PrunedError, RunError
+from hsr_train.errors import HsrTrainError, InputError, Problem, PrunedError, RunError
+from hsr_train.run.directory import is_run
 from hsr_train.run.status import read_status
 from hsr_train.sweep.disk import remedy
 from hsr_train.sweep.objectives import broken, values_of
@@ -103,19 +105,22 @@ def disk_full(error: Exception, spec: Spec, name: str) -> RunError:
 
 
 def fault_of_all(
-    error: Exception, spec: Spec, require_input: Callable[[], None], *, has_begun: bool
+    error: Exception, spec: Spec, require_input: Callable[[], None], place: Path, *, has_begun: bool
 ) -> InputError | None:
     """Return what is wrong with the input of all trials, if it is that which ended one; None: it is the trial's own.
 
-    Where no trial could be prepared now, none is at fault. Nor is one that had begun, and whose data or weights are not
-    what it began with; those that it searches itself are its own.
+    Where its folder cannot be made or written, or no trial could be prepared now, none is at fault. Nor is one that had
+    begun, and whose data or weights are not what it began with; those that it searches itself are its own.
 
     Args:
         error: What it ended with.
         spec: The study.
         require_input: Raises an InputError where no trial could be prepared.
+        place: The trial's folder.
         has_begun: Whether its run was there before.
     """
+    if closed := _not_writable(place):
+        return closed
     searched = tuple(line.partition("=")[0] for line in spec.lines)
     if has_begun and isinstance(error, InputError):
         keys = [problem.key for problem in error.problems]
@@ -130,6 +135,22 @@ def fault_of_all(
     return None
 
 
+def _not_writable(place: Path) -> InputError | None:
+    """Return what is wrong where a trial's folder cannot be made or written; no file is left there."""
+    for folder in (place,) if is_run(place) else (place.parent, place):
+        try:
+            if folder != place:
+                folder.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        except OSError as error:
+            allowed = f"is no folder that can be written: {error.strerror or error}"
+            remedy = "make it writable, or sweep.dir=ANOTHER for a new sweep"
+            return InputError(Problem("sweep.dir", str(folder), allowed, remedy))
+    return None
+
+
 def no_fault_of(name: str, error: Exception, refused: InputError) -> InputError:
     """Return the error that ends a sweep whose input is at fault.
 
@@ -139,7 +160,8 @@ def no_fault_of(name: str, error: Exception, refused: InputError) -> InputError:
         refused: From `fault_of_all`.
     """
     if str(error) != str(refused):
-        log.error("%s ended: %s", name, _said(error))
+        own = InputError([replace(p, remedy="") for p in error.problems]) if isinstance(error, InputError) else error
+        log.error("%s ended: %s", name, _said(own))  # what to type follows, and is for the sweep
     ends = InputError(refused.problems)
     ends.add_note(_given_back(name, "put this right"))
     return ends
@@ -174,7 +196,7 @@ def _traced(error: Exception, place: Path) -> str:
 def _cut_short(place: Path) -> dict[str, Any]:
     """Return the epochs of a run that was given up, and its seconds since it was last begun."""
     status = read_status(place / "status.json")
-    if status is None:  # a cross-validation, whose folds have theirs
-        return {}
+    if status is None:
+        return {} if is_run(place) else {"by_fold": True}
     times = [datetime.fromisoformat(str(status[key])) for key in ("resumed", "started", "updated") if status.get(key)]
     return {"epochs": status.get("epoch"), "seconds": round((times[-1] - times[0]).total_seconds(), 3)}

@@ -18,6 +18,7 @@ from hsr_train.config.overrides import Typed
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import detect
+from hsr_train.passwords import without_passwords
 from hsr_train.sweep.after import after_problems, first_words, stages_after
 from hsr_train.sweep.objectives import LATENCY, LIMITED, MEASURE, chosen, limits, not_measurable
 from hsr_train.sweep.pruning import chosen_pruning
@@ -150,7 +151,7 @@ def specs_of(search: Search, job: Job) -> tuple[list[Spec], Path]:
         enqueue=[dict(point) for point in settings.enqueue],
         warm_start=settings.warm_start,
         warm_start_best=settings.warm_start_best,
-        command=[_without_password(word) for word in sys.argv],
+        command=[without_passwords(word) for word in sys.argv],
         pruning=search.pruning,
         constraints=search.constraints,
         keep_states=settings.keep_states,
@@ -262,7 +263,3 @@ def _place(search: Search) -> tuple[Path, str]:
     output_dir = Path(experiment.output_dir).expanduser().absolute()
     home = Path(settings.dir).expanduser().absolute() if settings.dir else output_dir / "sweeps" / default
     return home, settings.study_name or home.name
-
-
-def _without_password(word: str) -> str:
-    return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", word)

@@ -193,7 +193,8 @@ def _remark(trial: TrialSummary, home: Path) -> str:
         return f"<details><summary>{_text(trial.cause)}</summary><pre>{_text(trial.error)}</pre></details>"
     if trial.broken:
         return f"breaks {_text(trial.broken)}"
-    return f"<code>{_text(relative(trial, home))}</code>"
+    text = "" if trial.fold is None else f"{_text(trial.remark)}: "
+    return f"{text}<code>{_text(relative(trial, home))}</code>"
 
 
 def _cell(value: object, digits: int = 6) -> str:

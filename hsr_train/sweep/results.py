@@ -47,7 +47,7 @@ def write_leaderboard(summary: Summary, home: Path) -> None:
         searched = [trial.params.get(key) for key in keys]
         measured = [*(trial.measured.get(n) for n in summary.limited), *([trial.broken] if summary.constraints else [])]
         known = [rank, trial.number, trial.state, *values, *measured, *searched]
-        table.writerow([*known, trial.epochs, trial.seconds, relative(trial, home), trial.cause])
+        table.writerow([*known, trial.epochs, trial.seconds, relative(trial, home), trial.remark])
     write_text(home / LEADERBOARD, buffer.getvalue())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sqlite3
 import time
@@ -16,6 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
 from hsr_train.errors import InputError, Problem
+from hsr_train.passwords import without_password
 from hsr_train.run.atomic import is_full
 from hsr_train.sweep.urls import JOURNAL, REMEDY, STUDY_FILE
 
@@ -76,12 +78,14 @@ def refused(url: str, error: BaseException) -> InputError:
     text = " ".join((str(cause) or type(cause).__name__).split())
     where = shown_url(url)
     is_file = where.startswith(("sqlite", JOURNAL))
-    remedy = "make it writable" if is_file else "see that its server runs, and knows this user and this name"
+    remedy = _to_write(where) if is_file else "see that its server runs, and knows this user and this database"
     if any(words in text for words in DAMAGED):
         return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", _without_it(where)))
     remedy = "end what else writes to it" if LOCKED in text else remedy
     remedy = "make space there" if is_full(text) else remedy
-    remedy += ", or sweep.storage=" + ("..." if is_file else "of another server")
+    kind = where.partition(":")[0]
+    forms = {"sqlite": "FOLDER/NAME.db", "journal": "journal:FOLDER/NAME"}
+    remedy += f", or sweep.storage={forms.get(kind, f'{kind}://USER:PASSWORD@HOST/NAME')}"
     return InputError(Problem("sweep.storage", where, f"cannot be used: {text}", remedy))
 
 
@@ -91,8 +95,23 @@ def shown_url(url: str) -> str:
         return url
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url.partition("://")[0] + "://..."
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return without_password(url)
+
+
+def _file(url: str) -> Path:
+    """Return the file of a storage that is one, which exists or not."""
+    return Path(url.removeprefix(JOURNAL) if url.startswith(JOURNAL) else str(sqlalchemy.make_url(url).database))
+
+
+def _to_write(url: str) -> str:
+    """Return what to make writable: the file, or its folder, where SQLite and a journal keep a second one."""
+    file = _file(url).absolute()
+    closed = {place: place.exists() and not os.access(place, os.W_OK) for place in (file, file.parent)}
+    if not closed[file.parent]:
+        return "make it writable"
+    it = "it and its folder" if closed[file] else "its folder"
+    return f"make {it} writable ({file.parent}: a second file is written beside it)"
 
 
 def _without_driver(url: str, module: str) -> tuple[str, str]:
@@ -107,8 +126,8 @@ def _without_driver(url: str, module: str) -> tuple[str, str]:
 
 def _without_it(url: str) -> str:
     """Return the remedy for a file that holds no study."""
-    path = url if url.startswith(JOURNAL) else sqlalchemy.make_url(url).database
-    other = "sweep.dir=ANOTHER" if Path(str(path)).name == STUDY_FILE else "sweep.storage=ANOTHER"
+    path = _file(url)
+    other = "sweep.dir=ANOTHER" if path.name == STUDY_FILE else "sweep.storage=ANOTHER"
     return f"move it away (mv {shlex.quote(str(path))} ELSEWHERE), or {other}"
 
 
@@ -132,8 +151,27 @@ def _journal(url: str) -> BaseStorage:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
+def _parsed(url: str) -> sqlalchemy.URL:
+    """Read a database's address.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # the latter of a port that is no number
+        is_of_port = not isinstance(error, sqlalchemy.exc.ArgumentError)
+        allowed = "is no database URL" + (": its port is no whole number" if is_of_port else "")
+        # Not from `error`, which may quote it with its password.
+        raise InputError(Problem("sweep.storage", without_password(url), allowed, REMEDY)) from None
+    if "@" in (parsed.host or ""):  # what follows the first one would be shown as a host that is not found
+        allowed = "has an @ in its user or password, which a URL writes as %40"
+        raise InputError(Problem("sweep.storage", without_password(url), allowed, "type %40 for it"))
+    return parsed
+
+
 def _database(url: str) -> RDBStorage:
-    parsed = sqlalchemy.make_url(url)
+    parsed = _parsed(url)
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
         _require_folder(url, Path(parsed.database))

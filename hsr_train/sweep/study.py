@@ -7,9 +7,10 @@ trial of a dead worker goes back to WAITING and keeps its number (`takeover`).
 What comes after a search is a study, too, with trials that are given (`stages`).
 
 A trial's user attributes: `worker` (who has it, as `run.status` describes a process, with a heartbeat), `overrides`,
-`directory`; `pruned_at`, the epoch after which it is given up; at its end `metrics`, `measured` (what has a limit),
-`seconds`, `epochs`, or `error` (with a traceback), `cause`, `exit_status`. The study's: `format`, `task`, `objectives`,
-`constraints`, `space`, `step` (what reports are counted in), `seed` and `command` of the beginning.
+`directory`; `pruned_at`, the epoch (with `by_fold`, the fold) after which it is given up; at its end `metrics`,
+`measured` (what has a limit), `seconds`, `epochs`, or `error` (with a traceback), `cause`, `exit_status`. The study's:
+`format`, `task`, `objectives`, `constraints`, `space`, `step` (what reports are counted in), `seed` and `command` of
+the beginning.
 """
 
 from __future__ import annotations

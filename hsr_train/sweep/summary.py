@@ -51,7 +51,7 @@ class TrialSummary:
     Attributes:
         number: Its number.
         state: complete, pruned, fail or running.
-        values: The objectives; of a pruned one its last, if it had any.
+        values: The objectives; of a pruned one its last, if it had any and is no cross-validation.
         params: The searched values by key.
         overrides: The same, as they would be typed.
         steps: The objective by epoch, as far as it was reported to the study by epoch.
@@ -65,6 +65,7 @@ class TrialSummary:
         ended: Unix time.
         worker: Who has or had it.
         of: Of a repeat or a retraining, number of the search's trial.
+        fold: Of a pruned cross-validation, how many folds it had when it was given up.
     """
 
     number: int
@@ -83,6 +84,7 @@ class TrialSummary:
     ended: float | None = None
     worker: str = ""
     of: int | None = None
+    fold: int | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -95,6 +97,11 @@ class TrialSummary:
         last = (self.error or "").partition(_LOGGED)[0].rpartition(_TRACEBACK)[2]
         line = next((line for line in last.splitlines() if line and not line.startswith(" ")), "")
         return line.removeprefix("hsr_train.errors.").removeprefix("RunError: ")
+
+    @property
+    def remark(self) -> str:
+        """What is said of its end, on one line: why it failed, or that it lacks folds."""
+        return self.cause if self.fold is None else f"pruned after fold {self.fold}"
 
     def curve(self, objective: str) -> list[tuple[int, float]]:
         """Return (epoch, value) of an objective, from its results.csv, else as the study knows it."""
@@ -308,11 +315,12 @@ def trial_summary(
     here = folder / str(trial.number)  # first: the folder may have been moved since
     known = Path(notes["directory"]) if "directory" in notes else None
     overrides = [str(word) for word in notes.get("overrides", [])]
+    fold = notes.get("pruned_at") if notes.get("by_fold") and trial.state == TrialState.PRUNED else None
     typed = {key: value for key, _, value in (word.partition("=") for word in overrides)}
     return TrialSummary(
         number=trial.number,
         state=trial.state.name.lower() if trial.state != TrialState.WAITING else "stopped",
-        values=list(trial.values) if trial.values is not None else None,
+        values=list(trial.values) if trial.values is not None and fold is None else None,  # one fold's is no mean
         params=dict(trial.params) or typed,
         overrides=overrides,
         steps={s: v for s, v in trial.intermediate_values.items() if is_by_epoch and math.isfinite(v)},
@@ -326,6 +334,7 @@ def trial_summary(
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
         worker=f"{worker.get('host')} {worker.get('pid')}" if worker else "",
         of=notes.get("of"),
+        fold=fold,
     )
 
 

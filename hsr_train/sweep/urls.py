@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hsr_train.errors import InputError, Problem
+from hsr_train.passwords import without_password
 
 JOURNAL = "journal:"
 STUDY_FILE = "study.db"
@@ -29,7 +30,9 @@ def storage_url(typed: str | None, home: Path) -> str:
     if "://" not in typed and typed.endswith((".db", ".sqlite", ".sqlite3")):
         return _of_file(Path(typed).expanduser().absolute())
     if "://" not in typed:
-        raise InputError(Problem("sweep.storage", typed, "is no database URL and no journal file", REMEDY))
+        raise InputError(
+            Problem("sweep.storage", without_password(typed), "is no database URL and no journal file", REMEDY)
+        )
     return typed
 
 

@@ -160,7 +160,7 @@ class Worker:
         except Exception as error:
             if is_full(str(error)):
                 raise disk_full(error, self.spec, name) from error
-            if refused := fault_of_all(error, self.spec, self.require_input, has_begun=has_begun):
+            if refused := fault_of_all(error, self.spec, self.require_input, place, has_begun=has_begun):
                 raise no_fault_of(name, error, refused) from error
             return failed(error, place, time.monotonic() - began)
 
