@@ -76,6 +76,25 @@ def _quote(value: str) -> str:
     return QuotedString(literal, Quote.single).with_quotes()
 
 
+def written(key: str, value: object) -> str:
+    """Return what to type for a value that a search has chosen, as Hydra's grammar reads it.
+
+    A text that means something else there is put in quotes; paths get theirs in `quote_paths`.
+
+    Args:
+        key: The searched key.
+        value: One of its choices, as `Transformer.encode` returns it.
+    """
+    text = str(value)
+    if not isinstance(value, str) or key in PATH_KEYS:
+        return text
+    try:
+        is_read = not OverridesParser.create().parse_override(f"{key}={text}").is_sweep_override()
+    except HydraException:
+        is_read = False
+    return text if is_read else QuotedString(text, Quote.double).with_quotes()
+
+
 def _looks_like_sweep(value: str) -> bool:
     return not _QUOTED.fullmatch(value) and ("," in value or value.startswith(("choice(", "glob(")))
 

@@ -29,6 +29,7 @@ import sqlalchemy
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hsr_train.config.overrides import written
 from hsr_train.errors import RunError
 from hsr_train.sweep.objectives import broken, excess
 from hsr_train.sweep.over import ended
@@ -313,7 +314,7 @@ class Study:
             if name not in trial.params:  # it was killed in the middle of this
                 internal = distribution.to_internal_repr(values[name])
                 self.storage.set_trial_param(trial_id, name, internal, distribution)
-        overrides = [f"{name}={values[name]}" for name in self.space]
+        overrides = [f"{name}={written(name, values[name])}" for name in self.space]
         self.storage.set_trial_user_attr(trial_id, "overrides", overrides)
         return overrides
 
