@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import refused_commands
 from omegaconf import OmegaConf
+from refused_commands import Refused
+from test_sweep_after import search_spec
 
 from hsr_train.config.overrides import Typed, quote_paths, written
+from hsr_train.errors import InputError
 from hsr_train.sweep.points import distributions
 from hsr_train.sweep.space import pasted, read_space
+from hsr_train.sweep.study import Study
+from hsr_train.sweep.worker import this_process
 
+refused = refused_commands.refused  # the fixture
+LR = "optimizer.lr0=tag(log,interval(1e-4,1e-2))"
 NAMES = ["t v", "a,b", "it's", 'say "hi"', "back\\slash", "a[1]", "a(1)", "{a}", "k=v", "a:b", "${x}", "ünï", "plain"]
 
 
@@ -45,3 +56,68 @@ def test_what_is_no_text_is_typed_as_it_is(values: str) -> None:
 def test_a_remedy_comes_through_a_shell(line: str) -> None:
     assert shlex.split(pasted(line)) == [line]
     assert pasted("train.batch=8,16") == "train.batch=8,16" and pasted("a=int(b)") == "'a=int(b)'"
+
+
+@pytest.fixture
+def door() -> Iterator[Study]:
+    made = Study()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgres://me:secret@h/x", "is of no kind of database known here"),
+        ("mysql+nonsense://h/x", "is of no kind of database known here"),
+        ("sqlite:////mistyped/x.db", "cannot be used: /mistyped does not exist"),
+        ("journal:/mistyped/x.log", "cannot be used: /mistyped does not exist"),
+    ],
+)
+def test_a_check_refuses_a_storage_like_the_search_itself(url: str, message: str, door: Study, tmp_path: Path) -> None:
+    said = []
+    for call in (door.check, door.open):
+        with pytest.raises(InputError) as refusal:
+            call(replace(search_spec(tmp_path), url=url), tmp_path if call == door.check else this_process())  # type: ignore[operator]
+        said.append(str(refusal.value))
+    assert said[0] == said[1] and message in said[0] and "secret" not in said[0]
+
+
+@pytest.mark.parametrize("enqueue", [[{"optimizer.lr": 0.01}], [{"optimizer.lr0": 5}], [{"optimizer.lr0": "abc"}]])
+def test_a_check_refuses_points_outside_the_search(
+    enqueue: list[dict[str, object]], door: Study, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="sweep.enqueue: optimizer"):
+        door.check(replace(search_spec(tmp_path), lines=[LR], enqueue=enqueue), tmp_path)
+
+
+def test_a_check_makes_nothing_and_reads_what_is_there(door: Study, tmp_path: Path) -> None:
+    spec = search_spec(tmp_path)
+    assert door.check(spec, tmp_path) is None and not [*tmp_path.iterdir()]
+    worker = Study()
+    worker.open(spec, this_process())
+    worker.close()
+    before = (tmp_path / "study.db").read_bytes()
+    assert door.check(spec, tmp_path) is None and (tmp_path / "study.db").read_bytes() == before
+    with pytest.raises(InputError, match="is another one: it lacks train.seed=7"):
+        door.check(replace(spec, fixed=[*spec.fixed, "train.seed=7"]), tmp_path)
+    (tmp_path / "study.db").write_text("junk " * 1000)
+    with pytest.raises(InputError, match="cannot be used: file is not a database"):
+        door.check(spec, tmp_path)
+
+
+def test_a_check_asks_no_server_and_says_so(door: Study, tmp_path: Path) -> None:
+    spec = replace(search_spec(tmp_path), url="mysql+pymysql://me:secret@127.0.0.1:1/x")
+    try:
+        said = door.check(spec, tmp_path)
+    except InputError as refusal:  # its package is no part of hsr_train
+        assert "needs a package that is not installed: pymysql" in str(refusal)
+    else:
+        assert said == "sweep.storage: its server was not asked: mysql+pymysql://me:***@127.0.0.1:1/x"
+
+
+def test_mode_check_refuses_what_the_search_would(refused: Refused, tmp_path: Path) -> None:
+    words = ["-m", "train.device=cpu", LR, "mode=check"]
+    refused([*words, "sweep.enqueue=[{optimizer.lr0: 5}]"], ["optimizer.lr0: 5: is outside the search"])
+    refused([*words, "sweep.dir=/proc/x"], ["sweep.dir: /proc/x: cannot be made"])
+    assert not [*tmp_path.rglob("*sweep*")]

@@ -41,7 +41,7 @@ from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
 from hsr_train.sweep.signature import require_enough, require_same
 from hsr_train.sweep.stages import Planned, distinct, planned, with_stages
-from hsr_train.sweep.storage import close_storage, open_storage, refused
+from hsr_train.sweep.storage import close_storage, has_studies, is_of_server, open_storage, refused, shown_url
 from hsr_train.sweep.study_types import Claim, Ended, Spec, Stage, Standing
 from hsr_train.sweep.summary import Summary, summarize
 from hsr_train.sweep.takeover import Hands
@@ -78,14 +78,7 @@ class Study:
         Raises:
             InputError: The storage cannot be used, the study is another one, or the space is not possible.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.spec = spec
-        self.space = distributions(spec.lines) if spec.lines else {}
-        self.points = given_points(spec, self.space)
-        self.n_trials = spec.n_trials or len(self.points)
-        if spec.sampler == "grid":
-            self.n_trials = min(self.n_trials, len(self.points))
-        sampler_for(spec.sampler, spec.seed, 0, spec.sampler_options)
+        self._prepare(spec)
         self.storage = self._storage = open_storage(spec.url)
         directions = [StudyDirection[name.upper()] for name in spec.directions]
         with self._told():
@@ -105,6 +98,43 @@ class Study:
         self._heart.start()
         self._is_open = True
         return self.standing()
+
+    def check(self, spec: Spec, home: Path) -> str | None:
+        """Refuse what `open` would refuse, without a server and without making anything.
+
+        Args:
+            spec: What it is.
+            home: The sweep's folder, which need not be there.
+
+        Returns:
+            What was left unasked; None: nothing.
+
+        Raises:
+            InputError: As `open`.
+        """
+        self._prepare(spec)
+        if is_of_server(spec.url):
+            return f"sweep.storage: its server was not asked: {shown_url(spec.url)}"
+        if has_studies(spec.url, home):
+            self._storage = open_storage(spec.url)
+            with self._told():
+                if spec.name in optuna.get_all_study_names(self._storage):
+                    study = optuna.load_study(study_name=spec.name, storage=self._storage)
+                    if "format" in study.user_attrs:  # else its maker was killed before it signed it
+                        require_same(study, spec, self.space)
+                        require_enough(study, self.n_trials)
+        return None
+
+    def _prepare(self, spec: Spec) -> None:
+        """Find out what is searched and where it begins, before the storage is touched."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.spec = spec
+        self.space = distributions(spec.lines) if spec.lines else {}
+        self.points = given_points(spec, self.space)
+        self.n_trials = spec.n_trials or len(self.points)
+        if spec.sampler == "grid":
+            self.n_trials = min(self.n_trials, len(self.points))
+        sampler_for(spec.sampler, spec.seed, 0, spec.sampler_options)
 
     def claim(self) -> Claim | None:
         """Take the next trial; None if every one is finished or in the hands of a living worker."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -60,13 +61,19 @@ class HsrSweeper(Sweeper):
         """
         search = checked_search(arguments, self.params, self.group, self.config_loader, self.job)
         specs, home = specs_of(search, self.job)
+        require_own_runs(specs[0], home)
         if search.first.mode == "check":
-            check_points(search, specs, home, self.job)
+            door = _study(self.job)
+            try:
+                _require_makeable(home)
+                unasked = door.check(specs[0], home)
+            finally:
+                door.close()
+            check_points(search, specs, home, self.job, unasked)
             return
         settings, checked = search.first.sweep, search.checked
         if not any((home / "trials").glob("*/status.json")):
             rehearse(search, self.job)
-        require_own_runs(specs[0], home)
         _make(home)
         log.info("Sweep of %s: %s", counted(int(specs[0].n_trials or 0), "trial"), home)
 
@@ -130,6 +137,19 @@ def _make(home: Path) -> None:
     except OSError as error:
         reason = f"cannot be made: {error.strerror or error}"
         raise InputError(Problem("sweep.dir", str(home), reason, "sweep.dir=FOLDER that can be written")) from error
+
+
+def _require_makeable(home: Path) -> None:
+    """Refuse a folder that cannot be made, and leave none behind.
+
+    Raises:
+        InputError: It cannot.
+    """
+    missing = [folder for folder in (home / "trials", home, *home.parents) if not folder.exists()]
+    _make(home)
+    with suppress(OSError):  # a search that has begun in it since
+        for folder in missing:
+            folder.rmdir()
 
 
 def _said_first(spec: Spec, total: int) -> str:
