@@ -13,11 +13,14 @@ from omegaconf import OmegaConf
 from refused_commands import Refused
 from test_sweep_after import search_spec
 
+from hsr_train.config.compose import compose
 from hsr_train.config.overrides import Typed, quote_paths, written
 from hsr_train.errors import InputError
 from hsr_train.sweep.points import distributions
+from hsr_train.sweep.pruning import never_prunes
 from hsr_train.sweep.space import pasted, read_space
 from hsr_train.sweep.study import Study
+from hsr_train.sweep.study_types import Pruning
 from hsr_train.sweep.worker import this_process
 
 refused = refused_commands.refused  # the fixture
@@ -121,3 +124,71 @@ def test_mode_check_refuses_what_the_search_would(refused: Refused, tmp_path: Pa
     refused([*words, "sweep.enqueue=[{optimizer.lr0: 5}]"], ["optimizer.lr0: 5: is outside the search"])
     refused([*words, "sweep.dir=/proc/x"], ["sweep.dir: /proc/x: cannot be made"])
     assert not [*tmp_path.rglob("*sweep*")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [
+        ("optimizer.lr0=log(interval(1e-4,1e-2))", "'optimizer.lr0=tag(log,interval(1e-4,1e-2))'"),
+        ("optimizer.lr0=log(1e-4,1e-2)", "'optimizer.lr0=tag(log,interval(1e-4,1e-2))'"),
+        ("optimizer.lr0=loguniform(1e-4, 1e-2)", "'optimizer.lr0=tag(log,interval(1e-4, 1e-2))'"),
+        ("optimizer.lr0=uniform(0,1)", "'optimizer.lr0=interval(0,1)'"),
+        ("output_dir=runs(1)", "'output_dir=\"runs(1)\"'"),
+    ],
+)
+def test_a_distribution_of_another_name_is_told_ours(typed: str, remedy: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        Typed.parse([typed])
+    (problem,) = refusal.value.problems
+    assert problem.allowed.startswith("there is no function ") and problem.remedy == remedy
+    (read,) = Typed.parse(shlex.split(str(problem.remedy))).parsed
+    assert read.is_sweep_override() == ("interval" in remedy)
+
+
+def test_a_single_point_is_told_to_be_a_list(refused: Refused) -> None:
+    messages = ["sweep.enqueue: must be a list such as [A,B], each any value\n", "-> sweep.enqueue=[{...}]\n"]
+    refused(["-m", LR, "train.device=cpu", "sweep.enqueue={optimizer.lr0: 0.001}"], messages)
+    with pytest.raises(InputError) as refusal:
+        compose(["sweep.enqueue={optimizer.lr0: 0.001}", "gpu_tier=low"])
+    (problem,) = refusal.value.problems
+    assert (problem.key, problem.value) == ("sweep.enqueue", "{'optimizer.lr0': 0.001}")
+    assert problem.remedy == "'sweep.enqueue=[{optimizer.lr0: 0.001}]'"
+    assert compose([*shlex.split(problem.remedy), "gpu_tier=low"]).sweep.enqueue == [{"optimizer.lr0": 0.001}]
+
+
+@pytest.mark.parametrize(
+    "text", ["task: detect\n", "train: {epochs: 2}\n", "sweep: {n_trials: 2}\n", "hydra: {a: 1}\n"]
+)
+def test_a_file_of_a_search_without_its_first_line_is_told_that_line(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "sweep" / "ours.yaml"
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(InputError) as refusal:
+        compose(["sweep=ours", "gpu_tier=low"], tmp_path)
+    (problem,) = refusal.value.problems
+    assert problem.key == f"sweep/ours.yaml: sweep.{text.partition(':')[0]}"
+    assert problem.remedy == "begin the file with the line: # @package _global_"
+    file.write_text("n_trials: 2\nsede: 1\n")  # which is meant for the section
+    with pytest.raises(InputError, match=r"sweep\.sede: unknown key\n.*sweep\.seed"):
+        compose(["sweep=ours", "gpu_tier=low"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "lengths", "warns"),
+    [
+        (Pruning("median", 3, 3, 5), [5], False),  # epoch 4 is the first that may end a trial
+        (Pruning("median", 4, 3, 5), [5], True),  # epoch 5 is the last one, which is not reported
+        (Pruning("hyperband", 100, 3, 2), [2], True),
+        (Pruning("none", 100, 3, 2), [2], False),
+        (Pruning("wilcoxon", 100, 3, 5), [5], False),  # it compares folds, and has no warm-up
+        (Pruning("median", 0, 3, 20, is_by_share=True, quiet=8), [5, 10], False),
+        (Pruning("median", 0, 3, 20, is_by_share=True, quiet=9), [5, 10], True),
+        (Pruning("median", 0, 3, 20, is_by_share=True, quiet=9), [], False),  # decided later
+        (Pruning("median", 0, 3, 20, is_by_share=True), [1, 2], False),
+        (None, [2], False),
+    ],
+)
+def test_a_warm_up_that_nothing_outlives_is_a_warning(pruning: Pruning | None, lengths: list[int], warns: bool) -> None:
+    said = never_prunes(pruning, lengths)
+    assert (said is not None) == warns
+    assert said is None or "sweep.pruner_warmup=" in said

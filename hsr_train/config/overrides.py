@@ -38,6 +38,7 @@ FUNCTIONS = ("interval", "choice", "range", "tag", "int")
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_DISTRIBUTION = re.compile(r"(?P<name>log|uniform|log_?uniform)\((?P<inner>.*)\)")
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
@@ -156,6 +157,15 @@ def _leaves(key: str, value: Any) -> list[str]:
     return [leaf for name, inner in value.items() for leaf in _leaves(f"{key}.{name}", inner)]
 
 
+def _as_interval(value: str) -> str | None:
+    """Return an interval for a distribution as other programs write it, such as `log(1e-4,1e-2)`."""
+    match = _DISTRIBUTION.fullmatch(value)
+    if match is None:
+        return None
+    inner = match["inner"] if match["inner"].startswith("interval(") else f"interval({match['inner']})"
+    return f"tag(log,{inner})" if "log" in match["name"] else inner
+
+
 def _unreadable(line: str, parser: OverridesParser, reason: str) -> Problem:
     key, sign, value = line.partition("=")
     if not sign:
@@ -165,6 +175,7 @@ def _unreadable(line: str, parser: OverridesParser, reason: str) -> Problem:
         name = fault.split("'")[1]
         meant = nearest(name, parser.functions.functions)
         right = value.replace(f"{name}(", f"{meant}(") if meant else QuotedString(value, Quote.double).with_quotes()
+        right = _as_interval(value) or right
         return Problem(key, value, f"there is no function {name}; there are {', '.join(FUNCTIONS)}", f"'{key}={right}'")
     if fault:
         return Problem(key, value, f"is no proper call: {fault}", f"'{key}=interval(A,B)', or {key}=A,B,C")

@@ -20,7 +20,7 @@ from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import detect
 from hsr_train.sweep.after import after_problems, first_words, stages_after
 from hsr_train.sweep.objectives import LATENCY, LIMITED, MEASURE, chosen, limits, not_measurable
-from hsr_train.sweep.pruning import chosen_pruning
+from hsr_train.sweep.pruning import chosen_pruning, is_undecided, never_prunes
 from hsr_train.sweep.space import Space, as_searched, left_out, overridden, read_space
 from hsr_train.sweep.study_types import NO_MATTER, Pruning, Spec
 from hsr_train.sweep.urls import storage_url
@@ -123,6 +123,10 @@ def checked_search(
         decisions.record(decision.key, decision.value, decision.reason)
     for key in left_out(arguments, params):
         log.info("%s is typed, and so not what sweep= would search", key)
+    trains = [e.train for e in checked.values()]
+    lengths = set() if any(map(is_undecided, trains)) else {train.epochs for train in trains}
+    if settings.pruner_warmup is not None and (idle := never_prunes(pruning, lengths)) is not None:
+        log.warning("%s", idle)
     if constraints and sampler not in LIMITED:
         log.info("sweep.sampler=%s does not look at sweep.constraints; what breaks one only has no rank", sampler)
     return Search(
