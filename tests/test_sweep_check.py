@@ -11,7 +11,7 @@ import pytest
 import refused_commands
 from omegaconf import OmegaConf
 from refused_commands import Refused
-from test_sweep_after import search_spec
+from test_sweep_after import search_spec, stage_spec
 
 from hsr_train.config.compose import compose
 from hsr_train.config.overrides import Typed, quote_paths, written
@@ -20,7 +20,8 @@ from hsr_train.sweep.points import distributions
 from hsr_train.sweep.pruning import never_prunes
 from hsr_train.sweep.space import pasted, read_space
 from hsr_train.sweep.study import Study
-from hsr_train.sweep.study_types import Pruning
+from hsr_train.sweep.study_types import Pruning, Standing
+from hsr_train.sweep.sweeper import _said_first
 from hsr_train.sweep.worker import this_process
 
 refused = refused_commands.refused  # the fixture
@@ -192,3 +193,21 @@ def test_a_warm_up_that_nothing_outlives_is_a_warning(pruning: Pruning | None, l
     said = never_prunes(pruning, lengths)
     assert (said is not None) == warns
     assert said is None or "sweep.pruner_warmup=" in said
+
+
+@pytest.mark.parametrize(
+    ("seeds", "total", "complete", "said"),
+    [
+        ((1,), 1, 3, "After the search, 1 repeat of its best trial with train.seed 1"),
+        ((1, 2), 2, 3, "After the search, 2 repeats of its best trial with train.seed 1, 2"),
+        ((1, 2), 6, 3, "After the search, 6 repeats of its 3 best trials with train.seed 1, 2"),
+        ((1,), 0, 0, "After the search, no repeats: none of its trials is complete"),
+        ((1,), 0, 1, "After the search, no repeats: of its 1 complete trial none holds sweep.constraints"),
+        ((1,), 0, 4, "After the search, no repeats: of its 4 complete trials none holds sweep.constraints"),
+    ],
+)
+def test_what_comes_after_a_search_is_said(
+    seeds: tuple[int, ...], total: int, complete: int, said: str, tmp_path: Path
+) -> None:
+    search = Standing(4, {"complete": complete}, {}, [], 0, [])
+    assert _said_first(stage_spec(tmp_path, seeds), total, search) == said

@@ -66,7 +66,7 @@ def is_of_server(url: str) -> bool:
         return False
     try:
         engine = sqlalchemy.create_engine(url)  # connects to nothing
-    except (ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (ImportError, ValueError, sqlalchemy.exc.SQLAlchemyError) as error:
         raise refused(url, error) from error
     engine.dispose()
     return engine.url.get_backend_name() != "sqlite"

@@ -81,13 +81,13 @@ class HsrSweeper(Sweeper):
         turn = get_context("fork").Lock() if settings.jobs > 1 else None
 
         def work() -> None:
-            ends = []
+            ends: list[Standing] = []
             for number, each in enumerate(specs):
                 study, has_more = _study(self.job), number + 1 < len(specs)
                 try:
                     total = study.open(each, this_process()).n_trials
                     if each.stage and is_first_worker():
-                        log.info("%s", _said_first(each, total))
+                        log.info("%s", _said_first(each, total, ends[0]))
                     worker = Worker(
                         study=study,
                         spec=each,
@@ -152,14 +152,17 @@ def _require_makeable(home: Path) -> None:
             folder.rmdir()
 
 
-def _said_first(spec: Spec, total: int) -> str:
-    """Say what a stage is about to do."""
+def _said_first(spec: Spec, total: int, search: Standing) -> str:
+    """Say what a stage is about to do: so many runs."""
     assert spec.stage is not None
     if not total:
-        return "Nothing comes after the search: none of its trials is complete"
+        what, complete = "run at full length" if spec.is_winner else "repeats", search.states["complete"]
+        why = f"of its {counted(complete, 'complete trial')} none holds sweep.constraints"
+        return f"After the search, no {what}: {why if complete else 'none of its trials is complete'}"
     if spec.stage.seeds:
-        seeds = ", ".join(map(str, spec.stage.seeds))
-        return f"After the search, {counted(total, 'repeat')} of its best trials with {SEED} {seeds}"
+        seeds, best = ", ".join(map(str, spec.stage.seeds)), total // len(spec.stage.seeds)
+        whose = "its best trial" if best == 1 else f"its {best} best trials"
+        return f"After the search, {counted(total, 'repeat')} of {whose} with {SEED} {seeds}"
     return f"After the search, its winner at full length: {' '.join(spec.stage.words)}"
 
 
