@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hsr_train.config.overrides import written
 from hsr_train.errors import RunError
+from hsr_train.sweep.foreseen import foresee
 from hsr_train.sweep.objectives import broken, excess
 from hsr_train.sweep.over import ended
 from hsr_train.sweep.points import distributions, given_points
@@ -41,7 +42,7 @@ from hsr_train.sweep.reporting import Reporter
 from hsr_train.sweep.samplers import drawn, sampler_for
 from hsr_train.sweep.signature import require_enough, require_same
 from hsr_train.sweep.stages import Planned, distinct, planned, with_stages
-from hsr_train.sweep.storage import close_storage, has_studies, is_of_server, open_storage, refused, shown_url
+from hsr_train.sweep.storage import close_storage, open_storage, refused
 from hsr_train.sweep.study_types import Claim, Ended, Spec, Stage, Standing
 from hsr_train.sweep.summary import Summary, summarize
 from hsr_train.sweep.takeover import Hands
@@ -100,30 +101,10 @@ class Study:
         return self.standing()
 
     def check(self, spec: Spec, home: Path) -> str | None:
-        """Refuse what `open` would refuse, without a server and without making anything.
-
-        Args:
-            spec: What it is.
-            home: The sweep's folder, which need not be there.
-
-        Returns:
-            What was left unasked; None: nothing.
-
-        Raises:
-            InputError: As `open`.
-        """
+        """Refuse what `open` would, without a server; return what was left unasked (`foreseen`)."""
         self._prepare(spec)
-        if is_of_server(spec.url):
-            return f"sweep.storage: its server was not asked: {shown_url(spec.url)}"
-        if has_studies(spec.url, home):
-            self._storage = open_storage(spec.url)
-            with self._told():
-                if spec.name in optuna.get_all_study_names(self._storage):
-                    study = optuna.load_study(study_name=spec.name, storage=self._storage)
-                    if "format" in study.user_attrs:  # else its maker was killed before it signed it
-                        require_same(study, spec, self.space)
-                        require_enough(study, self.n_trials)
-        return None
+        with self._told():
+            return foresee(spec, self.space, self.n_trials, home)
 
     def _prepare(self, spec: Spec) -> None:
         """Find out what is searched and where it begins, before the storage is touched."""
