@@ -141,7 +141,7 @@ def test_best_is_the_winners_configuration_and_says_what_it_came_to(done: Comman
 
 def test_lines_name_the_stage(done: Commands) -> None:
     one, two = done.said
-    assert "After the search, 2 repeats of its best trials with train.seed 1" in one
+    assert "After the search, 2 repeats of its 2 best trials with train.seed 1" in one
     assert "Repeat 3 of 4: optimizer.lr0=0.001 train.seed=2" in two
     assert "4 of 4 repeats done; best: trial 0, mAP50-95 0.886 ± 0.0028 over 2 seeds" in two
     assert "Repeats: 4 complete" in two

@@ -39,6 +39,7 @@ FUNCTIONS = ("interval", "choice", "range", "tag", "int")
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.]+))=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_DISTRIBUTION = re.compile(r"(?P<name>log|uniform|log_?uniform)\((?P<inner>.*)\)")
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
@@ -75,6 +76,25 @@ def _quote(value: str) -> str:
     # OmegaConf reads ${...} as a reference; a backslash makes it text, and backslashes before it count in pairs.
     literal = _INTERPOLATION.sub(lambda m: m[1] * 2 + "\\${", value)
     return QuotedString(literal, Quote.single).with_quotes()
+
+
+def written(key: str, value: object) -> str:
+    """Return what to type for a value that a search has chosen, as Hydra's grammar reads it.
+
+    A text that means something else there is put in quotes; paths get theirs in `quote_paths`.
+
+    Args:
+        key: The searched key.
+        value: One of its choices, as `Transformer.encode` returns it.
+    """
+    text = str(value)
+    if not isinstance(value, str) or key in PATH_KEYS:
+        return text
+    try:
+        is_read = not OverridesParser.create().parse_override(f"{key}={text}").is_sweep_override()
+    except HydraException:
+        is_read = False
+    return text if is_read else QuotedString(text, Quote.double).with_quotes()
 
 
 def _looks_like_sweep(value: str) -> bool:
@@ -138,6 +158,15 @@ def _leaves(key: str, value: Any) -> list[str]:
     return [leaf for name, inner in value.items() for leaf in _leaves(f"{key}.{name}", inner)]
 
 
+def _as_interval(value: str) -> str | None:
+    """Return an interval for a distribution as other programs write it, such as `log(1e-4,1e-2)`."""
+    match = _DISTRIBUTION.fullmatch(value)
+    if match is None:
+        return None
+    inner = match["inner"] if match["inner"].startswith("interval(") else f"interval({match['inner']})"
+    return f"tag(log,{inner})" if "log" in match["name"] else inner
+
+
 def _unreadable(line: str, parser: OverridesParser, reason: str) -> Problem:
     key, sign, value = line.partition("=")
     if not sign:
@@ -147,6 +176,7 @@ def _unreadable(line: str, parser: OverridesParser, reason: str) -> Problem:
         name = fault.split("'")[1]
         meant = nearest(name, parser.functions.functions)
         right = value.replace(f"{name}(", f"{meant}(") if meant else QuotedString(value, Quote.double).with_quotes()
+        right = _as_interval(value) or right
         return Problem(key, value, f"there is no function {name}; there are {', '.join(FUNCTIONS)}", f"'{key}={right}'")
     if fault:
         return Problem(key, value, f"is no proper call: {fault}", f"'{key}=interval(A,B)', or {key}=A,B,C")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -32,6 +32,7 @@ from hsr_train.errors import Problem
 # Everything that Hydra, OmegaConf and YAML raise about a configuration.
 REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
+_FIRST_LINE = "begin the file with the line: # @package _global_"
 _INTERNAL_GROUPS = {"schema", "generated", "hydra"}
 
 
@@ -90,13 +91,21 @@ def describe_error(error: Exception, schema: type[Experiment] = DetectExperiment
     where = f"{file}: " if file else ""
     if cause.full_key in ("preset", "gpu_tier", "task"):
         allowed = f"is a text, and not the section that {file or 'a file'} makes of it"
-        return Problem(where + cause.full_key, "", allowed, "begin the file with the line: # @package _global_")
+        return Problem(where + cause.full_key, "", allowed, _FIRST_LINE)
     types = {name: hint for name, hint, _ in leaves(schema)}
+    section, _, inner = cause.full_key.partition(".")
+    is_global = inner == "hydra" or any(name == inner or name.startswith(f"{inner}.") for name in types)
+    if cause.full_key not in types and file.startswith(f"{section}/") and is_global:
+        allowed = f"unknown key: without its first line {file} holds keys of the section {section}"
+        return Problem(where + cause.full_key, "", allowed, _FIRST_LINE)
     if cause.full_key not in types and "not in" in str(cause):
         return unknown_key(cause.full_key, schema, where=where)
     value = str(cause).partition("\n")[0]
     if value.startswith("Value '") and cause.full_key in types:
         return Problem(where + cause.full_key, value.split("'")[1], f"must be {describe(types[cause.full_key])}")
+    if cause.full_key in types and "incompatible container types" in value:
+        remedy = f"{cause.full_key}=[{{...}}]" if get_origin(types[cause.full_key]) is list else ""
+        return Problem(where + cause.full_key, "", f"must be {describe(types[cause.full_key])}", remedy)
     remedy = f"{cause.full_key}=VALUE" if cause.full_key in types and "interpolation" in value else ""
     return Problem(where + cause.full_key, "", value, remedy)
 
@@ -150,8 +159,9 @@ def _override(override: Override, line: str, schema: type[Experiment]) -> Proble
             return Problem(key, shown(value), "has no such entry yet", f"+{line}")
         if full not in types:
             return unknown_key(full, schema) if full != key else _a_section(key, value)
-        listed = isinstance(value, str) and isinstance(getattr(types[full], "__origin__", None), type)
-        remedy = f"{key}=[{value}]" if listed and types[full].__origin__ is list else ""
+        is_list = get_origin(types[full]) is list
+        remedy = f"{key}=[{value}]" if is_list and isinstance(value, str) else ""
+        remedy = f"'{key}=[{line.partition('=')[2]}]'" if is_list and isinstance(value, dict) else remedy
         return Problem(full, shown(value), f"must be {describe(types[full])}", remedy)
     return None
 

@@ -33,6 +33,10 @@ class StudyDoor(Protocol):
         """Find the study or make it."""
         ...
 
+    def check(self, spec: Spec, home: Path) -> str | None:
+        """Refuse what `open` would, without a server; return what was left unasked."""
+        ...
+
     def claim(self) -> Claim | None:
         """Take the next trial."""
         ...
@@ -93,6 +97,10 @@ class RemoteStudy:
     def open(self, spec: Spec, worker: dict[str, Any]) -> Standing:
         """See `study.Study.open`."""
         return cast("Standing", self._call("open", spec, worker))
+
+    def check(self, spec: Spec, home: Path) -> str | None:
+        """See `study.Study.check`."""
+        return cast("str | None", self._call("check", spec, home))
 
     def claim(self) -> Claim | None:
         """See `study.Study.claim`."""

@@ -16,7 +16,7 @@ from hsr_train.sweep.study_types import Spec, counted
 from hsr_train.sweep.worker import Job
 
 
-def check_points(search: Search, specs: Sequence[Spec], home: Path, job: Job) -> None:
+def check_points(search: Search, specs: Sequence[Spec], home: Path, job: Job, unasked: str | None) -> None:
     """Print the report of each point, and what the whole search would be.
 
     Args:
@@ -24,6 +24,7 @@ def check_points(search: Search, specs: Sequence[Spec], home: Path, job: Job) ->
         specs: Its study, and those of what comes after it.
         home: The sweep's folder.
         job: Checks experiments.
+        unasked: What a study would need beside that, and was not asked.
     """
     lines = {d.key for d in search.space.dimensions}
     for number, (overrides, experiment) in enumerate(search.checked.items(), start=1):
@@ -34,6 +35,8 @@ def check_points(search: Search, specs: Sequence[Spec], home: Path, job: Job) ->
     for after, experiment in zip(words, search.later, strict=True):
         print(f"After the search, such as: {' '.join(after) or 'its best trial'}", flush=True)
         job.run(experiment)
+    if unasked is not None:
+        print(unasked, flush=True)
     print(checked_line(specs[0], len(search.checked), home), flush=True)
 
 

@@ -21,7 +21,7 @@ from hsr_train.hardware import detect
 from hsr_train.passwords import without_passwords
 from hsr_train.sweep.after import after_problems, first_words, stages_after
 from hsr_train.sweep.objectives import LATENCY, LIMITED, MEASURE, chosen, limits, not_measurable
-from hsr_train.sweep.pruning import chosen_pruning
+from hsr_train.sweep.pruning import chosen_pruning, is_undecided, never_prunes
 from hsr_train.sweep.space import Space, as_searched, left_out, overridden, read_space
 from hsr_train.sweep.study_types import NO_MATTER, Pruning, Spec
 from hsr_train.sweep.urls import storage_url
@@ -124,6 +124,10 @@ def checked_search(
         decisions.record(decision.key, decision.value, decision.reason)
     for key in left_out(arguments, params):
         log.info("%s is typed, and so not what sweep= would search", key)
+    trains = [e.train for e in checked.values()]
+    lengths = set() if any(map(is_undecided, trains)) else {train.epochs for train in trains}
+    if settings.pruner_warmup is not None and (idle := never_prunes(pruning, lengths)) is not None:
+        log.warning("%s", idle)
     if constraints and sampler not in LIMITED:
         log.info("sweep.sampler=%s does not look at sweep.constraints; what breaks one only has no rank", sampler)
     return Search(
@@ -252,7 +256,7 @@ def _place(search: Search) -> tuple[Path, str]:
     """Return the sweep's folder and the study's name: the same for the same command, on every machine."""
     experiment, space, typed = search.first, search.space, search.is_typed
     settings = experiment.sweep
-    chosen = [line.partition("=")[2] for line in space.fixed if line.startswith("sweep=")]
+    chosen = [line.partition("=")[2] for line in _fixed(space) if line.startswith("sweep=")]
     words = chosen or [d.key.rpartition(".")[2] for d in space.dimensions]
     goals = [str(settings.objective), *([str(sorted(settings.constraints.items()))] if settings.constraints else [])]
     text = "\n".join([experiment.task, *(d.line for d in space.dimensions), *_fixed(space), *goals])

@@ -6,13 +6,13 @@ are compared at marks: 20 of each run, at equal shares of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
 from hsr_train.sweep.objectives import METRICS
-from hsr_train.sweep.study_types import Pruning
+from hsr_train.sweep.study_types import Pruning, counted
 
 KEY = "sweep.pruner"
 WHOLE = "wilcoxon"
@@ -65,6 +65,22 @@ def chosen_pruning(
         return Pruning(name, 0, startup, MARKS, is_by_share=True, quiet=settings.pruner_warmup), problems
     warmup = warmup_of(epochs) if settings.pruner_warmup is None else int(settings.pruner_warmup)
     return Pruning(name, warmup, startup, epochs), problems
+
+
+def never_prunes(pruning: Pruning | None, lengths: Collection[int]) -> str | None:
+    """Return why no trial can be given up, if a typed warm-up is longer than every trial.
+
+    Args:
+        pruning: Of the study.
+        lengths: Epochs of its trials; none where they are decided later.
+    """
+    if pruning is None or pruning.name in ("none", WHOLE) or not lengths:
+        return None
+    quiet = pruning.quiet if pruning.is_by_share else pruning.warmup
+    if quiet is None or quiet + 1 < max(lengths):  # the last epoch is not reported
+        return None
+    text = "sweep.pruner_warmup=%d: no trial is ever given up by sweep.pruner=%s, since none has more than %s"
+    return text % (quiet, pruning.name, counted(max(lengths), "epoch"))
 
 
 def have_different_lengths(points: Iterable[Any]) -> bool:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Transformer
 
-from hsr_train.config.overrides import Typed
+from hsr_train.config.overrides import Typed, written
 from hsr_train.errors import InputError, Problem
 
 
@@ -26,7 +27,7 @@ class Dimension:
     Attributes:
         key: Key or group.
         text: What was typed for it.
-        values: All its values as they would be typed; of an interval, its two ends.
+        values: All its values as its trials type them; of an interval, its two ends.
         is_discrete: Whether those are all.
     """
 
@@ -117,8 +118,8 @@ def overridden(words: Sequence[str], by: Sequence[str]) -> list[str]:
 
 
 def pasted(line: str) -> str:
-    """Return an override as it may be pasted into a shell: in quotes where it has parentheses."""
-    return f"'{line}'" if "(" in line else line
+    """Return an override as it may be pasted into a shell: in quotes where it needs them."""
+    return f'"{line}"' if "'" in line and not set('"$`\\!') & set(line) else shlex.quote(line)
 
 
 def as_searched(problem: Problem, space: Space) -> Problem:
@@ -160,14 +161,16 @@ def _problems(override: Override) -> list[Problem]:
             remedy = pasted(f"{key}=tag(log,interval(1e-5,{end}))")
             return [Problem(key, text, "a logarithmic interval begins above 0", remedy)]
         return []
-    values = list(override.sweep_string_iterator())
+    values = _values(override)
     if not values:
         return [Problem(key, text, "stands for no value at all", f"{key}=A,B")]
     if len(values) == 1:
-        return [Problem(key, text, "is a choice of one, which leaves nothing to search", f"{key}={values[0]}")]
+        return [Problem(key, text, "is a choice of one, which leaves nothing to search", pasted(f"{key}={values[0]}"))]
     twice = [value for value, count in Counter(values).items() if count > 1]
     if twice:
-        return [Problem(key, text, f"names {twice[0]} more than once", f"{key}={','.join(dict.fromkeys(values))}")]
+        return [
+            Problem(key, text, f"names {twice[0]} more than once", pasted(f"{key}={','.join(dict.fromkeys(values))}"))
+        ]
     return []
 
 
@@ -175,9 +178,14 @@ def _dimension(override: Override) -> Dimension:
     value = override.value()
     if isinstance(value, IntervalSweep):
         return Dimension(override.key_or_group, _text(override), (str(value.start), str(value.end)), False)
-    values = tuple(override.sweep_string_iterator())
+    values = tuple(_values(override))
     text = ",".join(values) if isinstance(value, Glob) or "glob(" in _text(override) else _text(override)
     return Dimension(override.get_key_element(), text, values, True)
+
+
+def _values(override: Override) -> list[str]:
+    """Return the values of a choice as its trials type them, of which Optuna has these forms, too."""
+    return [written(override.key_or_group, value) for value in override.sweep_iterator(transformer=Transformer.encode)]
 
 
 def _text(override: Override) -> str:

@@ -8,6 +8,7 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,51 @@ def open_storage(url: str) -> BaseStorage:
     except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         raise refused(url, error) from error
     return get_storage(storage)
+
+
+def is_of_server(url: str) -> bool:
+    """Return whether a storage is on a database server; it is not asked.
+
+    Args:
+        url: From `urls.storage_url`.
+
+    Raises:
+        InputError: It is of no kind known here, or a package for it is missing.
+    """
+    if url.startswith(JOURNAL):
+        return False
+    try:
+        engine = sqlalchemy.create_engine(_parsed(url))  # connects to nothing
+    except (ImportError, ValueError, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise refused(url, error) from error
+    engine.dispose()
+    return engine.url.get_backend_name() != "sqlite"
+
+
+def has_studies(url: str, home: Path) -> bool:
+    """Return whether a file that is to hold a study holds studies already; nothing is made or changed.
+
+    Args:
+        url: From `urls.storage_url`, of a file.
+        home: The sweep's folder, which is made with the study.
+
+    Raises:
+        InputError: It is no such file, or in a folder that does not exist.
+    """
+    is_journal = url.startswith(JOURNAL)
+    name = url.removeprefix(JOURNAL) if is_journal else _parsed(url).database
+    if not name or name == ":memory:":
+        return False
+    path = Path(name).absolute()
+    if path.parent != home:
+        _require_folder(url, path)
+    if is_journal or not path.exists():
+        return path.exists()
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=LOCKED_S)) as connection:
+            return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchall())
+    except sqlite3.Error as error:
+        raise refused(url, error) from error
 
 
 def close_storage(storage: BaseStorage) -> None:

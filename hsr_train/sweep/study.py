@@ -30,7 +30,9 @@ import sqlalchemy
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hsr_train.config.overrides import written
 from hsr_train.errors import RunError
+from hsr_train.sweep.foreseen import foresee
 from hsr_train.sweep.objectives import broken, excess
 from hsr_train.sweep.over import ended
 from hsr_train.sweep.points import distributions, given_points
@@ -78,14 +80,7 @@ class Study:
         Raises:
             InputError: The storage cannot be used, the study is another one, or the space is not possible.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.spec = spec
-        self.space = distributions(spec.lines) if spec.lines else {}
-        self.points = given_points(spec, self.space)
-        self.n_trials = spec.n_trials or len(self.points)
-        if spec.sampler == "grid":
-            self.n_trials = min(self.n_trials, len(self.points))
-        sampler_for(spec.sampler, spec.seed, 0, spec.sampler_options)
+        self._prepare(spec)
         self.storage = self._storage = open_storage(spec.url)
         directions = [StudyDirection[name.upper()] for name in spec.directions]
         with self._told():
@@ -105,6 +100,23 @@ class Study:
         self._heart.start()
         self._is_open = True
         return self.standing()
+
+    def check(self, spec: Spec, home: Path) -> str | None:
+        """Refuse what `open` would, without a server; return what was left unasked (`foreseen`)."""
+        self._prepare(spec)
+        with self._told():
+            return foresee(spec, self.space, self.n_trials, home)
+
+    def _prepare(self, spec: Spec) -> None:
+        """Find out what is searched and where it begins, before the storage is touched."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.spec = spec
+        self.space = distributions(spec.lines) if spec.lines else {}
+        self.points = given_points(spec, self.space)
+        self.n_trials = spec.n_trials or len(self.points)
+        if spec.sampler == "grid":
+            self.n_trials = min(self.n_trials, len(self.points))
+        sampler_for(spec.sampler, spec.seed, 0, spec.sampler_options)
 
     def claim(self) -> Claim | None:
         """Take the next trial; None if every one is finished or in the hands of a living worker."""
@@ -314,7 +326,7 @@ class Study:
             if name not in trial.params:  # it was killed in the middle of this
                 internal = distribution.to_internal_repr(values[name])
                 self.storage.set_trial_param(trial_id, name, internal, distribution)
-        overrides = [f"{name}={values[name]}" for name in self.space]
+        overrides = [f"{name}={written(name, values[name])}" for name in self.space]
         self.storage.set_trial_user_attr(trial_id, "overrides", overrides)
         return overrides
 

@@ -9,6 +9,7 @@ from typing import Any
 
 NO_MATTER = (
     "sweep.",
+    "sweep={",
     "hydra.",
     "mode=",
     "tensorboard.",

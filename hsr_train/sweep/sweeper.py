@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -60,13 +61,19 @@ class HsrSweeper(Sweeper):
         """
         search = checked_search(arguments, self.params, self.group, self.config_loader, self.job)
         specs, home = specs_of(search, self.job)
+        require_own_runs(specs[0], home)
         if search.first.mode == "check":
-            check_points(search, specs, home, self.job)
+            door = _study(self.job)
+            try:
+                _require_makeable(home)
+                unasked = door.check(specs[0], home)
+            finally:
+                door.close()
+            check_points(search, specs, home, self.job, unasked)
             return
         settings, checked = search.first.sweep, search.checked
         if not any((home / "trials").glob("*/status.json")):
             rehearse(search, self.job)
-        require_own_runs(specs[0], home)
         _make(home)
         log.info("Sweep of %s: %s", counted(int(specs[0].n_trials or 0), "trial"), home)
 
@@ -74,13 +81,13 @@ class HsrSweeper(Sweeper):
         turn = get_context("fork").Lock() if settings.jobs > 1 else None
 
         def work() -> None:
-            ends = []
+            ends: list[Standing] = []
             for number, each in enumerate(specs):
                 study, has_more = _study(self.job), number + 1 < len(specs)
                 try:
                     total = study.open(each, this_process()).n_trials
                     if each.stage and is_first_worker():
-                        log.info("%s", _said_first(each, total))
+                        log.info("%s", _said_first(each, total, ends[0]))
                     worker = Worker(
                         study=study,
                         spec=each,
@@ -132,14 +139,30 @@ def _make(home: Path) -> None:
         raise InputError(Problem("sweep.dir", str(home), reason, "sweep.dir=FOLDER that can be written")) from error
 
 
-def _said_first(spec: Spec, total: int) -> str:
-    """Say what a stage is about to do."""
+def _require_makeable(home: Path) -> None:
+    """Refuse a folder that cannot be made, and leave none behind.
+
+    Raises:
+        InputError: It cannot.
+    """
+    missing = [folder for folder in (home / "trials", home, *home.parents) if not folder.exists()]
+    _make(home)
+    with suppress(OSError):  # a search that has begun in it since
+        for folder in missing:
+            folder.rmdir()
+
+
+def _said_first(spec: Spec, total: int, search: Standing) -> str:
+    """Say what a stage is about to do: so many runs."""
     assert spec.stage is not None
     if not total:
-        return "Nothing comes after the search: none of its trials is complete"
+        what, complete = "run at full length" if spec.is_winner else "repeats", search.states["complete"]
+        why = f"of its {counted(complete, 'complete trial')} none holds sweep.constraints"
+        return f"After the search, no {what}: {why if complete else 'none of its trials is complete'}"
     if spec.stage.seeds:
-        seeds = ", ".join(map(str, spec.stage.seeds))
-        return f"After the search, {counted(total, 'repeat')} of its best trials with {SEED} {seeds}"
+        seeds, best = ", ".join(map(str, spec.stage.seeds)), total // len(spec.stage.seeds)
+        whose = "its best trial" if best == 1 else f"its {best} best trials"
+        return f"After the search, {counted(total, 'repeat')} of {whose} with {SEED} {seeds}"
     return f"After the search, its winner at full length: {' '.join(spec.stage.words)}"
 
 
