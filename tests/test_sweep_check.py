@@ -16,6 +16,7 @@ from test_sweep_after import search_spec, stage_spec
 from hsr_train.config.compose import compose
 from hsr_train.config.overrides import Typed, quote_paths, written
 from hsr_train.errors import InputError
+from hsr_train.sweep.plan import _fixed
 from hsr_train.sweep.points import distributions
 from hsr_train.sweep.pruning import never_prunes
 from hsr_train.sweep.space import pasted, read_space
@@ -60,6 +61,11 @@ def test_what_is_no_text_is_typed_as_it_is(values: str) -> None:
 def test_a_remedy_comes_through_a_shell(line: str) -> None:
     assert shlex.split(pasted(line)) == [line]
     assert pasted("train.batch=8,16") == "train.batch=8,16" and pasted("a=int(b)") == "'a=int(b)'"
+
+
+def test_settings_of_a_sweep_make_no_other_study_however_they_are_typed() -> None:
+    space = read_space(["sweep={n_trials: 3}", "sweep.jobs=2", "train.epochs=3", LR], None, None)
+    assert _fixed(space) == ["train.epochs=3"]
 
 
 @pytest.fixture
