@@ -58,7 +58,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove what the tests left in their home."""
+    """Remove what the tests left in their home; bindings complain of what is still frozen at the end."""
+    gc.unfreeze()
     shutil.rmtree(config.stash[_session_folder], ignore_errors=True)
 
 
