@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,16 @@ class Disk:
     def make_space(self) -> None:
         """Take the ballast away."""
         self._ballast.unlink()
+
+
+@contextmanager
+def halted(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Let a process and its children stand still: what is done meanwhile is done at one moment of theirs."""
+    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -279,7 +290,8 @@ def test_command_whose_disk_is_filled_to_the_last_byte(
     threads = str(torch.get_num_threads())
     process = start_quick(words, tmp_path, OMP_NUM_THREADS=threads)
     assert until(lambda: list(disk.path.glob(f"out/detect/*/{file}")), process)
-    disk.fill()
+    with halted(process):
+        disk.fill()
     _, text = process.communicate(timeout=300)
     assert process.returncode == 1, text
     run = only_run(disk)
