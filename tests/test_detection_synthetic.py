@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cutouts import RED, cutout, make_backgrounds, make_cutouts, write
+from cutouts import BLUE, RED, cutout, make_backgrounds, make_cutouts, write
 from detection_runs import differences, last_state, overrides, quick_pictures, read_json, resume, rows, train
 from fault_runs import events
 from yolo_sets import make_yolo_set
@@ -411,7 +411,7 @@ def test_number_of_distractors_without_any_is_refused(folder: Path, tmp_path: Pa
     words = [*start(folder, tmp_path), "synthetic.distractors=[1,3]"]
     with pytest.raises(InputError, match=r"synthetic.distractors: .*has no effect without distractors_dir"):
         hsr_train.compose(words)
-    with pytest.raises(InputError, match=r"must be two numbers, the smaller one first, at least 0"):
+    with pytest.raises(InputError, match=r"must be two whole numbers, the smaller one first, at least 0"):
         hsr_train.compose([*words[:-1], "synthetic.distractors=[3,1]", f"synthetic.distractors_dir={tmp_path}"])
 
 
@@ -433,6 +433,40 @@ def test_ratio_of_zero_is_a_run_without_composed_images(folder: Path, tmp_path: 
     experiment = hsr_train.compose(words)
     assert any(d.key == "synthetic.enabled" and "ratio is 0" in d.reason for d in experiment.origin.decisions)
     assert hsr_train.execute(experiment).status == "checked"
+
+
+# ---- how many and how large
+
+
+def test_what_the_labels_show_is_decided_and_recorded(folder: Path, tmp_path: Path) -> None:
+    """A photo of 100 pixels with a cut-out of 60 by 60, and objects of a quarter of that size."""
+    make_yolo_set(tmp_path / "set", n_train=10, n_val=2)
+    for i, file in enumerate(sorted((tmp_path / "set" / "labels" / "train").iterdir())):
+        file.write_text("".join(f"1 0.5 {0.2 * (k + 1)} 0.15 0.15\n" for k in range(4 if i == 0 else 2)))
+    photo, mask = np.full((100, 100, 3), BLUE, np.uint8), np.zeros((100, 100), np.uint8)
+    mask[20:80, 20:80] = 255
+    write(tmp_path / "cutouts" / "b" / "images" / "photo.png", photo)
+    write(tmp_path / "cutouts" / "b" / "masks" / "photo_mask.png", mask)
+    words = [w for w in start(tmp_path, tmp_path, synthetic__backgrounds_dir=folder / "backgrounds")
+             if not w.startswith("data.path=")]  # fmt: skip
+    run = execute([*words, f"data.path={tmp_path / 'set' / 'data.yaml'}"])
+    decided = {d["key"]: d["value"] for d in read_json(run / "manifest.json")["decisions"]}
+    assert decided["synthetic.objects"] == [2, 2] and decided["synthetic.scale"] == [0.25, 0.25]
+    assert "  objects:\n  - 2\n  - 2\n" in (run / "config.yaml").read_text()
+
+
+def test_size_of_what_is_cut_out_of_the_training_images_is_kept(large: Path, tmp_path: Path) -> None:
+    plan = check(large, tmp_path, "polygons", enabled="true")
+    config, reasons = plan.experiment.synthetic, {d.key: d.reason for d in plan.decisions}
+    assert (config.objects, config.scale) == ([1, 3], [0.5, 1.5])
+    assert "have objects of their own" in reasons["synthetic.objects"] and "cut out of" in reasons["synthetic.scale"]
+
+
+def test_typed_numbers_are_taken(large: Path, folder: Path, tmp_path: Path) -> None:
+    more = {"annotated_dir": folder / "cutouts", "objects": "[2,2]", "scale": "[1,1]"}
+    plan = check(large, tmp_path, "boxes", **more)
+    assert (plan.experiment.synthetic.objects, plan.experiment.synthetic.scale) == ([2, 2], [1, 1])
+    assert not {"synthetic.objects", "synthetic.scale"} & {d.key for d in plan.decisions}
 
 
 # ---- where cut-outs come from
@@ -524,18 +558,19 @@ def test_demo_cutouts_and_backgrounds_are_those_of_the_set_that_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = partial(ensure_demo_set, num_train=4, num_val=2, num_cutouts=1, num_backgrounds=2)
-    for place in ("preparation", "synthetic"):
+    for place in ("preparation", "cutouts"):
         monkeypatch.setattr(f"hsr_train.engines.detection.{place}.ensure_demo_set", small)
     words = ["preset=demo", "data.path=demo-few", "synthetic.annotated_dir=demo", "synthetic.backgrounds_dir=demo"]
     words += ["train.epochs=1", f"output_dir={tmp_path}", f"data.cache_dir={tmp_path}", "train.device=cpu"]
     words += ["tensorboard.enabled=false", "train.workers=0", "train.imgsz=64"]
     experiment = hsr_train.compose(words)
-    assert experiment.synthetic.scale == [0.25, 0.8]  # close-ups
     with quick_pictures():
         run = hsr_train.execute(experiment).run_dir
     assert run is not None
     own = read_json(run / "manifest.json")["fingerprints"]["data"]["synthetic"]
     assert own["cutouts_per_class"] == dict.fromkeys(CLASSES, 1) and own["backgrounds"] == 2
+    decided = {d["key"]: d["value"] for d in read_json(run / "manifest.json")["decisions"]}
+    assert decided["synthetic.scale"][1] < 1  # close-ups
     assert read_json(run / "training_result.json")["synthetic"]["composed"] > 0
     saved = (run / "config.yaml").read_text()
     assert "annotated_dir: demo\n" in saved and "path: demo-few\n" in saved
@@ -558,8 +593,12 @@ def test_demo_preset_alone_composes_nothing() -> None:
 
 BAD = {
     "synthetic.ratio=-1": "synthetic.ratio: -1.*at least 0",
-    "synthetic.objects=[3,1]": "must be two numbers, the smaller one first",
+    "synthetic.objects=[3,1]": "must be two whole numbers, the smaller one first, at least 1 and at most 100, or auto",
+    "synthetic.objects=[1,2.5]": "must be two whole numbers",
+    "synthetic.objects=3": "must be two whole numbers",
     "synthetic.scale=[0,1]": "above 0",
+    "synthetic.scale=[1,2,3]": "must be two numbers",
+    "synthetic.scale=large": "or auto\n.*synthetic.scale=\\[0.5,1.5\\]",
     "synthetic.blend=[soft]": "must be some of hard, feathered, gaussian, poisson",
     "synthetic.blend=[]": "must be some of",
     "synthetic.balance=even": "none, uniform, inverse",
@@ -614,7 +653,8 @@ def test_bad_folders_are_named_together_before_anything_is_made(folder: Path, tm
 
 
 def synthesize(folder: Path, output: Path, count: int, *more: str) -> None:
-    words = [*start(folder, output), "mode=synthesize", f"synthetic.count={count}", *more]
+    own = ["synthetic.scale=[0.5,1.5]", "synthetic.objects=[1,3]"]
+    words = [*start(folder, output), "mode=synthesize", f"synthetic.count={count}", *own, *more]
     assert hsr_train.execute(hsr_train.compose(words)).status == "synthesized"
 
 

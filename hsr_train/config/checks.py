@@ -65,7 +65,7 @@ def check(experiment: Experiment, typed: set[str], *, settled: bool = False) -> 
         fixed = {key for key, _, _ in leaves(type(experiment))} if settled else typed
         problems += _automatic_optimizer(experiment.optimizer, fixed, decisions)
         problems += _layer_rates(experiment.optimizer, typed)
-        problems += check_synthetic(experiment, typed, decisions, settled=settled)
+        problems += check_synthetic(experiment, typed, decisions)
         problems += check_budget(experiment.train, typed, decisions) + check_epochs(experiment, fixed, decisions)
     if isinstance(experiment, ClassifyExperiment):
         problems += _classify(experiment, typed) + check_budget(experiment.train, typed, decisions)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from hsr_train.config.schema import DEMO_SETS, DetectExperiment
-from hsr_train.config.schema.synthetic import BLENDS, SyntheticConfig
+from hsr_train.config.schema.synthetic import AUTO, BLENDS, SyntheticConfig
 from hsr_train.config.strict import shown
 from hsr_train.decisions import Decision
 from hsr_train.errors import Problem
@@ -16,20 +17,13 @@ _DEFAULT = SyntheticConfig()
 _FREE_WHEN_OFF = {"synthetic.enabled"}
 _SHOWING = ("preview", "synthesize")
 _DEMO = "demo"
-_DEMO_SCALE = [0.25, 0.8]
-"""The built-in cut-outs are close-ups: in the scenes, objects are between 0.25 and 0.8 times as large."""
 
 
-def check_synthetic(
-    e: DetectExperiment, typed: set[str], decisions: list[Decision], *, settled: bool = False
-) -> list[Problem]:
-    """Check the section, and decide `enabled=auto`, unless that takes the labels: then `auto` it stays.
-
-    Unless all is settled, the built-in cut-outs get their size.
-    """
+def check_synthetic(e: DetectExperiment, typed: set[str], decisions: list[Decision]) -> list[Problem]:
+    """Check the section, and decide `enabled=auto`, unless that takes the labels: then `auto` it stays."""
     config = e.synthetic
-    problems = [*_range("objects", config.objects), *_range("scale", config.scale), *_blends(config.blend)]
-    problems += _range("distractors", config.distractors)
+    problems = [problem for name in (*AUTO, "distractors") for problem in _range(name, getattr(config, name))]
+    problems += _blends(config.blend)
     if "synthetic.distractors" in typed and config.distractors_dir is None:
         allowed, remedy = "has no effect without distractors_dir", "synthetic.distractors_dir=FOLDER, or leave it out"
         problems.append(Problem("synthetic.distractors", shown(config.distractors), allowed, remedy))
@@ -72,9 +66,6 @@ def check_synthetic(
         problems.append(
             Problem("synthetic.cutouts_per_class", shown(config.cutouts_per_class), allowed, "leave it out")
         )
-    if config.annotated_dir == _DEMO and "synthetic.scale" not in typed and not settled and not problems:
-        config.scale = list(_DEMO_SCALE)
-        decisions.append(Decision("synthetic.scale", config.scale, "the built-in cut-outs are close-ups"))
     if config.enabled == "auto" and (sources or config.backgrounds_dir is None or config.ratio == 0):
         config.enabled = bool(sources) and config.ratio > 0
         if sources and config.ratio == 0 and not problems:
@@ -84,16 +75,23 @@ def check_synthetic(
     return problems
 
 
-def _range(name: str, value: list[int] | list[float]) -> list[Problem]:
+def _range(name: str, value: Any) -> list[Problem]:
     """Check a pair of least and largest."""
+    if name in AUTO and value == "auto":
+        return []
     limits = next(f.metadata for f in fields(SyntheticConfig) if f.name == name)
     low = limits.get("ge", limits.get("gt"))
-    good = len(value) == 2 and value[0] <= value[1] <= limits["le"] and value[0] >= low
-    if good and not ("gt" in limits and value[0] <= low):
-        return []
-    example = shown(SyntheticConfig().__dict__[name])
+    kinds = (int, float) if "gt" in limits else (int,)
+    if isinstance(value, list) and len(value) == 2 and all(type(number) in kinds for number in value):
+        good = value[0] <= value[1] <= limits["le"] and value[0] >= low
+        if good and not ("gt" in limits and value[0] <= low):
+            return []
+    example = shown(AUTO.get(name) or SyntheticConfig().__dict__[name])
+    what = "numbers" if "gt" in limits else "whole numbers"
     bound = "above" if "gt" in limits else "at least"
-    allowed = f"must be two numbers, the smaller one first, {bound} {low} and at most {limits['le']}"
+    allowed = f"must be two {what}, the smaller one first, {bound} {low} and at most {limits['le']}"
+    if name in AUTO:
+        allowed += ", or auto"
     return [Problem(f"synthetic.{name}", shown(value), allowed, f"synthetic.{name}={example}")]
 
 

@@ -226,6 +226,12 @@ class ObjectBank:
         return cls(pixels, classes, sizes, list(names), files, print_of, rejected, source, counts)
 
     @property
+    def sizes(self) -> npt.NDArray[np.float64]:
+        """(n,) size that each object had in its photo: square root of its box's area, in longest sides of the photo."""
+        inner = np.array([shape[:2] for shape in self.pixels.shapes], np.float64) - 2 * PAD_PX
+        return np.asarray(np.sqrt(inner.prod(axis=1)) * self.size_per_side)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Cut-outs by class, for the classes that have any."""
         return {self.names[i]: n for i, n in enumerate(np.bincount(self.classes).tolist()) if n}

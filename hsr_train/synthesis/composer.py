@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hsr_train.config.schema.synthetic import SyntheticConfig
+from hsr_train.config.schema.synthetic import AUTO, SyntheticConfig
 from hsr_train.synthesis.backgrounds import Backgrounds, Floats, Scene
 from hsr_train.synthesis.bank import ObjectBank
 from hsr_train.synthesis.light import Light, cast_shadow, draw_light, shade
@@ -52,7 +52,7 @@ class Composer:
     Args:
         bank: The objects.
         backgrounds: What they are pasted onto.
-        config: How.
+        config: How; `auto` stands for what it is without labels to look at, see `fitting`.
         side: Longest side of the images in pixels.
         seed: Every image is a function of it, the epoch and the index.
         real_counts: Objects of each class in the real set, for `balance=inverse`.
@@ -74,6 +74,12 @@ class Composer:
     ) -> None:
         self.bank, self.backgrounds, self.config = bank, backgrounds, config
         self.side, self.seed, self.outlines = side, seed, outlines
+        objects, scale = (
+            AUTO[name] if pair == "auto" else pair
+            for name, pair in (("objects", config.objects), ("scale", config.scale))
+        )
+        self._objects: tuple[int, int] = (objects[0], objects[1])
+        self._scale: tuple[float, float] = (scale[0], scale[1])
         chances = class_chances(bank, config.balance, real_counts)
         self.distractors = distractors
         self.partial_outlines = False
@@ -114,7 +120,7 @@ class Composer:
 
     def _place(self, rng: np.random.Generator, scene: Scene) -> list[Placed]:
         """Draw objects and find a place for each, the later ones in front."""
-        fewest, most = self.config.objects
+        fewest, most = self._objects
         num_objects = int(rng.integers(fewest, most + 1))
         are_distractors = np.zeros(num_objects, np.bool_)
         if self.distractors is not None:
@@ -145,7 +151,7 @@ class Composer:
         pixels = bank.pixels[number]
         if number not in hulls:
             hulls[number] = hull_of(pixels)
-        low, high = config.scale
+        low, high = self._scale
         scale = bank.size_per_side[number] * self.side * (low + (high - low) * size)
         degrees = config.rotation * (2 * turn - 1)
         sin, cos = abs(math.sin(math.radians(degrees))), abs(math.cos(math.radians(degrees)))

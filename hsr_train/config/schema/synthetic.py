@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hsr_train.config.schema.common import knob
 
 BLENDS = ("hard", "feathered", "gaussian", "poisson")
 """Ways to let a cut-out's edge go over into its background."""
+AUTO: dict[str, list[Any]] = {"objects": [1, 3], "scale": [0.5, 1.5]}
+"""Pairs that are read off the training labels, and what they are where these don't say it."""
 
 
 @dataclass
@@ -46,10 +49,14 @@ class SyntheticConfig:
         choices=("constant", "linear"),
     )  # fmt: skip
     close_epochs: int = knob(0, "Last epochs without composed images; linear then ends where they begin.", ge=0)
-    objects: list[int] = knob([1, 3], "Fewest and most objects pasted into an image.", ge=1, le=100)
-    scale: list[float] = knob(
-        [0.5, 1.5], "Least and largest factor on the size that an object had in its own photo.", gt=0, le=10
-    )
+    objects: Any = knob(
+        "auto", "Fewest and most objects pasted into an image; auto: as many as training images usually have, and 1 to "
+        "3 more where these are the backgrounds.", ge=1, le=100,
+    )  # fmt: skip
+    scale: Any = knob(
+        "auto", "Least and largest factor on the size that an object had in its own photo; auto: what makes objects as "
+        "large as the training labels usually are, and 0.5 to 1.5 where they are cut out of these.", gt=0, le=10,
+    )  # fmt: skip
     rotation: float = knob(15.0, "Rotation of an object, up to plus or minus this many degrees.", ge=0, le=180)
     fliplr: float = knob(0.5, "Probability of mirroring an object.", ge=0, le=1)
     truncation: float = knob(0.25, "Most of an object's width or height beyond the image's border.", ge=0, le=0.9)

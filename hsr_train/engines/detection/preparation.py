@@ -24,6 +24,7 @@ from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decision, Decisions
 from hsr_train.engines.base import Plan
 from hsr_train.engines.detection import weights
+from hsr_train.engines.detection.cutouts import DEMO, SHOWING
 from hsr_train.engines.detection.description import run_name, summary
 from hsr_train.engines.detection.export import check_export
 from hsr_train.engines.detection.high_performance import HIGH_PERFORMANCE, announcement
@@ -31,7 +32,7 @@ from hsr_train.engines.detection.options import refused
 from hsr_train.engines.detection.predict_sources import find_sources
 from hsr_train.engines.detection.probe import cpu_batch, probe_batch
 from hsr_train.engines.detection.schedule import Schedule, effective_batch
-from hsr_train.engines.detection.synthetic import DEMO, SHOWING, Synthesis, prepare_synthesis
+from hsr_train.engines.detection.synthetic import Synthesis, prepare_synthesis
 from hsr_train.engines.detection.trainer import DetectionInputs
 from hsr_train.engines.devices import least_device, num_sharing, own_device
 from hsr_train.engines.states import newest_state

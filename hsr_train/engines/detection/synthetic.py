@@ -16,15 +16,15 @@ import numpy as np
 
 from hsr_train.config.schema import DetectExperiment, SyntheticConfig
 from hsr_train.data.class_files import how_many
-from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.decisions import Decisions
 from hsr_train.engines.detection.composition import Composition
+from hsr_train.engines.detection.cutouts import SHOWING, Cutouts, source_of
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.run.atomic import write_bytes
 from hsr_train.run.data_files import DataFile
-from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank, Photo, TrainingBackgrounds
+from hsr_train.synthesis import Composer, FolderBackgrounds, ObjectBank, TrainingBackgrounds
 from hsr_train.synthesis.cutout_sheet import cutout_sheet
 from hsr_train.synthesis.files import SourceFile, fingerprint
 from hsr_train.synthesis.preview import contact_sheet
@@ -34,10 +34,6 @@ log = logging.getLogger(__name__)
 
 CUTOUTS, MASKS, BACKGROUNDS, DISTRACTORS = "cut-outs", "masks", "backgrounds", "distractors"
 """Names of their own beside train, val and test in data_files.csv."""
-DEMO = "demo"
-"""Stands for the built-in set's own cut-outs and backgrounds."""
-SHOWING = ("preview", "synthesize")
-"""Modes that compose images whatever the ratio."""
 MEMORY_SHARE = 0.25
 """Of the available memory, for cut-outs and for backgrounds each."""
 _BY = {
@@ -167,130 +163,35 @@ class Synthesis:
 def prepare_synthesis(
     experiment: DetectExperiment, dataset: DetectionSet, machine: Machine, cache_dir: Path, decisions: Decisions
 ) -> Synthesis | None:
-    """Read cut-outs and backgrounds; None where nothing is composed. Decides what is still `enabled=auto`.
+    """Read cut-outs and backgrounds; None where nothing is composed. Decides what is still `auto`.
 
     Raises:
         InputError: With every problem found.
     """
-    config = experiment.synthetic
     if experiment.mode not in ("train", "check", *SHOWING):
         return None
-    source = _source(experiment, dataset, decisions)
+    source = source_of(experiment, dataset, decisions)
     if source is None:
         return None
-    skip_bad = experiment.data.on_bad == "skip"
-    limit = int(machine.ram_available_bytes * MEMORY_SHARE)
+    cutouts = Cutouts(experiment, dataset, source, cache_dir, int(machine.ram_available_bytes * MEMORY_SHARE))
     problems: list[Problem] = []
     bank, backgrounds, distractors = None, None, None
     try:
-        bank = _read_bank(experiment, dataset, source, cache_dir, skip_bad, limit)
+        cutouts.fit(decisions)
+        bank = cutouts.bank()
     except InputError as error:
         problems += error.problems
     try:
-        if config.distractors_dir is not None:
-            distractors = ObjectBank.read(
-                Path(config.distractors_dir).expanduser().absolute(),
-                dataset.names,
-                cache_dir=cache_dir,
-                side=experiment.train.imgsz,
-                photo_side=_photo_side(dataset),
-                largest_scale=config.scale[1],
-                skip_bad=skip_bad,
-                limit_bytes=limit,
-                distractors=True,
-            )
+        distractors = cutouts.distractors()
     except InputError as error:
         problems += error.problems
     try:
-        if config.backgrounds_dir is not None:
-            backgrounds = FolderBackgrounds.read(
-                _folder(config.backgrounds_dir, "backgrounds", experiment, cache_dir),
-                cache_dir=cache_dir,
-                side=experiment.train.imgsz,
-                skip_bad=skip_bad,
-                limit_bytes=limit,
-            )
-        else:
-            decisions.record("synthetic.backgrounds_dir", None, "not given: the training images serve as backgrounds")
+        backgrounds = cutouts.backgrounds(decisions)
     except InputError as error:
         problems += error.problems
     if problems or bank is None:
         raise InputError(problems)
-    return Synthesis(config, bank, backgrounds, dataset, distractors)
-
-
-def _photo_side(dataset: DetectionSet) -> float:
-    """Return the longest side in pixels of a photo of the set, for cut-outs that do not say of what photo they are."""
-    return float(np.median(dataset.splits["train"].shapes.max(axis=1)))
-
-
-def _source(experiment: DetectExperiment, dataset: DetectionSet, decisions: Decisions) -> str | None:
-    """Return where cut-outs come from, as `ObjectBank.source` calls it; None: nothing is composed.
-
-    Raises:
-        InputError: They are asked for, and there is nothing to cut out by.
-    """
-    config, is_showing = experiment.synthetic, experiment.mode in SHOWING
-    if not is_showing and (config.enabled is False or config.ratio == 0):
-        return None
-    if config.annotated_dir is not None:
-        return "annotated_dir"
-    if config.masks_dir is not None:
-        return "masks_dir"
-    if config.masks != "none":
-        return config.masks
-    has_polygons = any(len(segments) for segments in dataset.splits["train"].segments)
-    if config.enabled == "auto" and not is_showing:
-        config.enabled = has_polygons
-        reason = "there are backgrounds, and the labels are polygons to cut objects out by"
-        if not has_polygons:
-            reason = "there are backgrounds and no cut-outs: labels are boxes; synthetic.annotated_dir=FOLDER, "
-            reason += "synthetic.masks_dir=FOLDER or synthetic.masks=grabcut would switch it on"
-        decisions.record("synthetic.enabled", has_polygons, reason)
-        return "polygons" if has_polygons else None
-    if has_polygons:
-        return "polygons"
-    what = f"mode={experiment.mode}" if is_showing else "synthetic.enabled=true"
-    allowed = f"{what} needs cut-outs to paste, and the labels are boxes"
-    remedy = "synthetic.annotated_dir=FOLDER, synthetic.masks_dir=FOLDER or synthetic.masks=grabcut"
-    raise InputError(Problem("synthetic.annotated_dir", "null", allowed, remedy))
-
-
-def _read_bank(
-    experiment: DetectExperiment, dataset: DetectionSet, source: str, cache_dir: Path, skip_bad: bool, limit_bytes: int
-) -> ObjectBank:
-    config, train, side = experiment.synthetic, dataset.splits["train"], experiment.train.imgsz
-    if source == "annotated_dir":
-        return ObjectBank.read(
-            _folder(config.annotated_dir or "", "annotated", experiment, cache_dir),
-            dataset.names,
-            cache_dir=cache_dir,
-            side=side,
-            photo_side=_photo_side(dataset),
-            largest_scale=config.scale[1],
-            skip_bad=skip_bad,
-            limit_bytes=limit_bytes,
-        )
-    parts = zip(train.images, train.hashes, train.shapes.tolist(), train.labels, train.segments, strict=True)
-    return ObjectBank.from_photos(
-        [Photo(dataset.relative(str(image)), image, own, *shape, *labels) for image, own, shape, *labels in parts],
-        dataset.names,
-        source,
-        masks_dir=None if config.masks_dir is None else Path(config.masks_dir).expanduser().absolute(),
-        per_class=config.cutouts_per_class,
-        cache_dir=cache_dir,
-        side=side,
-        largest_scale=config.scale[1],
-        skip_bad=skip_bad,
-        limit_bytes=limit_bytes,
-    )
-
-
-def _folder(given: str, own: str, experiment: DetectExperiment, cache_dir: Path) -> Path:
-    """Return the folder that is meant; `own` is what it is called in the built-in set."""
-    if given == DEMO:
-        return ensure_demo_set(cache_dir, seed=experiment.data.seed).with_name(own)
-    return Path(given).expanduser().absolute()
+    return Synthesis(experiment.synthetic, bank, backgrounds, dataset, distractors)
 
 
 def write_composed_set(synthesis: Synthesis, experiment: DetectExperiment) -> list[str]:
