@@ -30,8 +30,9 @@ lint: $(VENV)/.full  ## ruff, format and strict types
 	$(BIN)/mypy
 
 # Two processes, a thread each: small networks gain little from more threads. In the order of tests/conftest.py: by
-# number of tests, the file that takes longest would come last.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# number of tests, the file that takes longest would come last. Python may keep what it compiled: else every process that
+# a test starts compiles the package anew, and `make slow` all tests that `make test` has compiled.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint  ## lint, then the fast tests
 	$(PYTEST)

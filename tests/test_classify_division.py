@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from detection_runs import read_json
 
 import hsr_train
 from hsr_train.data.class_set import ClassificationSet
+from hsr_train.data.demo_classes import ensure_demo_classes
 from hsr_train.engines.base import Result
 from hsr_train.errors import InputError
 
@@ -69,7 +71,10 @@ def test_typed_value_without_a_division_has_no_effect_and_is_refused(tmp_path: P
     assert "data.folds: 3: has no effect" in said and "-> leave it out" in said
 
 
-def test_seed_of_the_built_in_set_is_its_own(tmp_path: Path, shared_cache: Path) -> None:
+def test_seed_of_the_built_in_set_is_its_own(
+    tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsr_train.data.class_set.ensure_demo_classes", partial(ensure_demo_classes, num_images=8))
     check({"data__path": "demo", "data__seed": 3}, tmp_path, shared_cache)
     said = refusal({"data__path": "demo", "data__seed": 3, "data__folds": 9}, tmp_path, shared_cache)
     assert "data.folds: 9" in said and "mode=split" not in said

@@ -13,7 +13,6 @@ import pytest
 import torch
 from classify_runs import failing, folder_of, make_set, overrides, quick_pictures, state_of, train, weights_of
 from detection_runs import differences, read_json, rows
-from opacus.accountants import RDPAccountant
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional
@@ -47,6 +46,8 @@ def quick(data: Path, tmp_path: Path, shared_cache: Path) -> Iterator[Train]:
 
 
 def epsilon(noise: float, rate: float, steps: int) -> float:
+    from opacus.accountants import RDPAccountant  # two seconds, which every test process would pay to collect tests
+
     accountant = RDPAccountant()
     for _ in range(steps):
         accountant.step(noise_multiplier=noise, sample_rate=rate)

@@ -7,25 +7,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detection_runs import rows
 
 import hsr_train
 from hsr_train.data.demo import ensure_demo_set
 
 pytestmark = pytest.mark.slow
 
+FEW = 5
+"""Epochs after which true labels have taught much."""
 
-def final_map50(tmp_path: Path, cache: Path, *more: str) -> float:
-    """Train preset=demo and return mAP50 of best.pt on the validation images."""
+
+def trained(tmp_path: Path, cache: Path, *more: str) -> tuple[float, Path]:
+    """Train preset=demo and return mAP50 of best.pt on the validation images, and the run's directory."""
     words = ["preset=demo", f"output_dir={tmp_path}", f"data.cache_dir={cache}", "train.device=cpu", *more]
-    return hsr_train.execute(hsr_train.compose(words)).metrics["mAP50"]
+    result = hsr_train.execute(hsr_train.compose(words))
+    assert result.run_dir is not None
+    return result.metrics["mAP50"], result.run_dir
 
 
 def test_demo_preset_reaches_what_it_promises(tmp_path: Path, shared_cache: Path) -> None:
-    assert final_map50(tmp_path, shared_cache) >= 0.80
+    """With a third of its epochs to spare. On one machine ten came to 0.88, the preset's eighteen to 0.94."""
+    assert hsr_train.compose(["preset=demo"]).train.epochs == 18
+    map50, run = trained(tmp_path, shared_cache, "train.epochs=12")
+    assert map50 >= 0.80
+    assert float(rows(run)[FEW - 1]["mAP50"]) > 0.3, "what the next test compares with"
 
 
 def test_shuffled_labels_teach_nothing(tmp_path: Path, shared_cache: Path) -> None:
-    """Each training image gets the labels of another one; validation stays true. Eight epochs teach true ones."""
+    """Each training image gets the labels of another one; validation stays true."""
     root = tmp_path / "shuffled"
     shutil.copytree(ensure_demo_set(shared_cache).parent, root)
     labels = sorted((root / "labels" / "train").glob("*.txt"))
@@ -33,4 +43,4 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path, shared_cache: Path) -> No
     order = np.random.default_rng(0).permutation(len(labels))
     for label, other in zip(np.array(labels)[order], np.roll(order, 1), strict=True):
         label.write_text(texts[other])
-    assert final_map50(tmp_path, shared_cache, f"data.path={root / 'data.yaml'}", "train.epochs=8") < 0.1
+    assert trained(tmp_path, shared_cache, f"data.path={root / 'data.yaml'}", f"train.epochs={FEW}")[0] < 0.1

@@ -48,9 +48,9 @@ def test_each_process_is_told_who_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        ("sys.exit(2) if rank == 0 else time.sleep(60)", 2),
-        ("sys.exit(7) if rank == 1 else time.sleep(60)", 7),
-        ("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)", 137),
+        ("sys.exit(2) if rank == 0 else time.sleep(600)", 2),
+        ("sys.exit(7) if rank == 1 else time.sleep(600)", 7),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(600)", 137),
     ],
     ids=["the first fails", "another one fails", "another one is killed"],
 )
@@ -65,7 +65,7 @@ def test_stop_signal_reaches_every_process(number: signal.Signals, status: int, 
     code = (
         f"def stop(n, _):\n    open(r'{tmp_path}/' + str(rank), 'w').write(str(n))\n    sys.exit(128 + n)\n"
         "signal.signal(signal.SIGTERM, stop)\nsignal.signal(signal.SIGINT, stop)\n"
-        f"open(r'{tmp_path}/up' + str(rank), 'w').close()\ntime.sleep(60)"
+        f"open(r'{tmp_path}/up' + str(rank), 'w').close()\ntime.sleep(600)"
     )
     main = (
         "import sys; from hsr_train.ending import stoppable; from hsr_train.launcher import launch\n"
@@ -74,13 +74,13 @@ def test_stop_signal_reaches_every_process(number: signal.Signals, status: int, 
     process = subprocess.Popen([sys.executable, "-c", main], start_new_session=True)
     wait_for(tmp_path / "up0", tmp_path / "up1")
     process.send_signal(number)
-    assert process.wait(30) == status
+    assert process.wait(300) == status
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == [str(int(number))] * 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_processes_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
-    code = f"open(r'{tmp_path}/up' + str(rank), 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    code = f"open(r'{tmp_path}/up' + str(rank), 'w').write(str(os.getpid()))\ntime.sleep(600)"
     process = subprocess.Popen(
         [sys.executable, "-c", f"from hsr_train.launcher import launch; launch({python(code)!r}, 2)"]
     )
@@ -88,14 +88,14 @@ def test_processes_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     numbers = [int((tmp_path / f"up{rank}").read_text()) for rank in range(2)]
     process.kill()
     process.wait()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 300
     while any(is_running(number) for number in numbers) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(is_running(number) for number in numbers)
 
 
 def wait_for(*files: Path) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not all(file.exists() and (file.stat().st_size or "up" in file.name) for file in files):
         assert time.monotonic() < until
         time.sleep(0.05)

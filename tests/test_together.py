@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_set(tmp_path_factory.mktemp("together") / "squares", n_train=7, n_val=5)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def launch(data: Path, shared_cache: Path) -> Iterator[Launch]:
     """Start the command in two processes."""
     started: list[subprocess.Popen[str]] = []
@@ -64,47 +64,54 @@ def launch(data: Path, shared_cache: Path) -> Iterator[Launch]:
             process.communicate()
 
 
+@pytest.fixture(scope="module")
+def together(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of two processes, with a loader worker in each, and what they said; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = launch(folder, train__workers="1")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    (run,) = runs_in(folder)
+    return run, output
+
+
 def figures(run: Path) -> np.ndarray:
     return np.array([[float(value) for value in row.values()] for row in rows(run)])
 
 
 @pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(
-    launch: Launch, data: Path, tmp_path: Path, shared_cache: Path
+    together: tuple[Path, str], data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:
-    process = launch(tmp_path / "two")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    (together,) = runs_in(tmp_path / "two")
+    run, output = together
     typed = overrides(data, tmp_path / "one", shared_cache, **{**ALIKE, "train__batch": "8"})
     alone = hsr_train.execute(hsr_train.compose(typed)).run_dir
     assert alone is not None
-    assert figures(together).shape == (3, 7)
-    np.testing.assert_allclose(figures(together), figures(alone), rtol=2e-3, atol=1e-5)
+    assert figures(run).shape == (3, 7)
+    np.testing.assert_allclose(figures(run), figures(alone), rtol=2e-3, atol=1e-5)
     assert output.count("Starting Training") == output.count("| SUCCESS  | Done: ") == 1
     assert "2 processes share each batch of 2 x 4 images" in output
-    assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in alone.iterdir())
+    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
 @pytest.mark.slow
-def test_interrupted_run_of_two_processes_goes_on_to_the_bit(launch: Launch, tmp_path: Path) -> None:
-    whole = launch(tmp_path / "whole", train__workers="1")
-    output, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, output
+def test_interrupted_run_of_two_processes_goes_on_to_the_bit(
+    launch: Launch, together: tuple[Path, str], tmp_path: Path
+) -> None:
     cut = launch(tmp_path / "cut", train__workers="1")
     assert cut.stdout is not None
     for line in cut.stdout:
         if "Epoch 1/2" in line:
             cut.terminate()
             break
-    cut.communicate(timeout=300)
+    cut.communicate(timeout=600)
     assert cut.returncode != 0
     (run,) = runs_in(tmp_path / "cut")
     assert len(rows(run)) < 3
     process = launch(tmp_path, f"resume={run}")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    (expected,) = runs_in(tmp_path / "whole")
+    expected, _ = together
     assert differences(state_of(run), state_of(expected)) == []
     assert (run / "results.csv").read_bytes() == (expected / "results.csv").read_bytes()
 
@@ -112,11 +119,11 @@ def test_interrupted_run_of_two_processes_goes_on_to_the_bit(launch: Launch, tmp
 @pytest.mark.slow
 def test_shortage_in_one_of_two_processes_ends_both_with_what_to_type(launch: Launch, tmp_path: Path) -> None:
     process = launch(tmp_path, module="fault_process")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "Out of GPU memory in process 1 of 2, in epoch 1 (training step)" in output, output
     assert "start again with train.batch=2 trainer.gradient_accumulation_steps=2" in output
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while any(str(tmp_path) in line for line in _command_lines()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [line for line in _command_lines() if str(tmp_path) in line]

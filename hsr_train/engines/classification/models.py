@@ -17,6 +17,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 
 from hsr_train.errors import InputError, Problem
 
@@ -121,7 +122,18 @@ def outline(name: str, num_classes: int) -> nn.Module:
             with torch.device("meta"):
                 return build(name, num_classes)
         except NotImplementedError:  # the regnets compute with values while they are being built
-            return build(name, num_classes).to("meta")
+            with _WeightsOnMeta():
+                return build(name, num_classes).to("meta")
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """Leaves new weights without values, which `torch.empty` is asked for; the largest have 640 million to draw."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty and given.get("device") is None:
+            given["device"] = "meta"
+        return func(*args, **given)
 
 
 def check_imgsz(name: str, imgsz: int) -> Problem | None:
