@@ -25,6 +25,7 @@ import pytest
 import torch
 from detection_runs import differences, overrides, quick_pictures, read_json, rows, train
 from fault_runs import differences_at_the_end, start_quick, until
+from warm_process import Process
 
 from hsr_train.cli import main
 from hsr_train.engines.detection import engine, loop
@@ -68,7 +69,7 @@ class Disk:
 
 
 @contextmanager
-def halted(process: subprocess.Popen[str]) -> Iterator[None]:
+def halted(process: Process) -> Iterator[None]:
     """Let a process and its children stand still: what is done meanwhile is done at one moment of theirs."""
     os.killpg(process.pid, signal.SIGSTOP)
     try:
