@@ -943,7 +943,10 @@ def test_signal_at_any_moment_ends_the_command_tidily(
     assert process.returncode in ((130 if signum == signal.SIGINT else 143), 0), errors
     assert left_behind(process.pid) == []
     for run in (tmp_path / "out").glob("detect/*"):
-        assert read_json(run / "status.json")["state"] in ("interrupted", "completed")
+        if (run / "status.json").is_file():
+            assert read_json(run / "status.json")["state"] in ("interrupted", "completed")
+        else:
+            assert not (run / "config.yaml").exists(), "it was stopped before there was a run"
         assert not list(run.rglob("*.tmp-*"))
 
 
