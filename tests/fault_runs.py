@@ -11,17 +11,21 @@ from __future__ import annotations
 import csv
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import warm_process
 from warm_process import Process
 
 HALT = "--halt="
+Started = Process | subprocess.Popen[str]
 
 
 def start_quick(
@@ -53,7 +57,13 @@ def _fonts() -> Path:
     return short_folder()
 
 
-def until(found: Callable[[], Any], process: Process, *, pause_s: float = 0.005, timeout_s: float = 300) -> Any:
+def until(
+    found: Callable[[], Any],
+    process: Started,
+    *,
+    pause_s: float = 0.005,
+    timeout_s: float = 300,
+) -> Any:
     """Wait until something is found or the process has ended; return what was found, at last."""
     end = time.monotonic() + timeout_s
     while not (what := found()) and process.poll() is None:
@@ -62,6 +72,23 @@ def until(found: Callable[[], Any], process: Process, *, pause_s: float = 0.005,
             raise AssertionError(f"nothing found in {timeout_s} s: {process.communicate(timeout_s)[1]}")
         time.sleep(pause_s)
     return what or found()
+
+
+def processor_s(process: Started) -> float:
+    """Return the processor time of a command and of what it started, in seconds; 0 when it has ended."""
+    total = 0.0
+    with suppress(psutil.NoSuchProcess):
+        command = psutil.Process(process.pid)
+        for one in (command, *command.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += sum(one.cpu_times()[:4])  # of the user and of the system, and those of children that ended
+    return total
+
+
+def work_for(process: Started, more_s: float) -> None:
+    """Wait until a command has worked so much longer, in seconds of processor time, or has ended."""
+    end_s = processor_s(process) + more_s
+    until(lambda: processor_s(process) >= end_s, process, pause_s=0.02)
 
 
 def differences_at_the_end(run: Path, reference: Path, *, random: bool = True) -> list[str]:

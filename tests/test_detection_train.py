@@ -15,7 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,7 @@ from detection_runs import (
     thin_weights,
     train,
 )
+from fault_runs import work_for
 from yolo_sets import make_yolo_set
 
 import hsr_train
@@ -835,7 +836,7 @@ def wait_for(process: subprocess.Popen[str], output: Path, epochs: int, timeout_
 
 def left_behind(group: int) -> list[str]:
     """Return the processes of a process group that still live, after a moment to end."""
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while True:
         found = []
         for process in psutil.process_iter():
@@ -919,7 +920,10 @@ def test_any_family_and_optimizer_continues_to_the_same_end(
 ) -> None:
     """YOLO26's loss changes from epoch to epoch; each optimizer remembers something else."""
     runs = []
-    how = {"model__weights": write_checkpoint(tmp_path / "start.pt", model, thin=True), "optimizer": optimizer}
+    how = {"model": model, "model__weights": "scratch"}  # what each family has for blocks of its own
+    if model == "yolov8n":
+        how = {"model__weights": write_checkpoint(tmp_path / "start.pt", thin=True)}
+    how["optimizer"] = optimizer
     for name in ("whole", "stopped"):
         with quick_pictures(), interrupting(RunTrainer, "optimizer_step", 4) if name == "stopped" else nullcontext():
             train(data, tmp_path / name, shared_cache, **how)
@@ -931,14 +935,16 @@ def test_any_family_and_optimizer_continues_to_the_same_end(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("signum", "delay_s"), [(signal.SIGINT, 0.5), (signal.SIGTERM, 4.0), (signal.SIGINT, 8.0), (signal.SIGTERM, 14.0)]
+    ("signum", "work_s"), [(signal.SIGINT, 0.5), (signal.SIGTERM, 2.0), (signal.SIGINT, 4.0), (signal.SIGTERM, 8.0)]
 )
 def test_signal_at_any_moment_ends_the_command_tidily(
-    data: Path, tmp_path: Path, shared_cache: Path, signum: int, delay_s: float
+    data: Path, tmp_path: Path, shared_cache: Path, signum: int, work_s: float
 ) -> None:
+    """Before its first import of something heavy, amid these, as it begins to train, and later."""
     process = start(overrides(data, tmp_path / "out", shared_cache, train__workers=2), tmp_path)
-    time.sleep(delay_s)
-    os.killpg(process.pid, signum)
+    work_for(process, work_s)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signum)
     _, errors = process.communicate(timeout=300)
     assert process.returncode in ((130 if signum == signal.SIGINT else 143), 0), errors
     assert left_behind(process.pid) == []

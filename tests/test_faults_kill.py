@@ -20,11 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from detection_runs import differences, overrides, read_json, rows
-from fault_runs import differences_at_the_end, events, start_quick, until
+from fault_runs import differences_at_the_end, events, processor_s, start_quick, until, work_for
 from warm_process import Process
 
 from hsr_train.engines.states import newest_state, write_state
@@ -103,23 +102,6 @@ def undisturbed(
 def epochs_of(run: Path) -> int:
     """Return how many epochs a run has recorded; -1 before its table is there."""
     return len(rows(run)) if (run / "results.csv").is_file() else -1
-
-
-def processor_s(process: Process) -> float:
-    """Return the processor time of a command and of what it started, in seconds; 0 when it has ended."""
-    total = 0.0
-    with suppress(psutil.NoSuchProcess):
-        command = psutil.Process(process.pid)
-        for one in (command, *command.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                total += sum(one.cpu_times()[:4])  # of the user and of the system, and those of children that ended
-    return total
-
-
-def work_for(process: Process, more_s: float) -> None:
-    """Wait until a command has worked so much longer, in seconds of processor time, or has ended."""
-    end_s = processor_s(process) + more_s
-    until(lambda: processor_s(process) >= end_s, process, pause_s=0.02)
 
 
 def kill_group(process: Process) -> None:
