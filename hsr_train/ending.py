@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from hsr_train.errors import Terminated
+from hsr_train.errors import HsrTrainError, Terminated
 
 SAME_STOP_S = {signal.SIGINT: 1.0, signal.SIGTERM: 10.0}
 """A signal that arrives again within so many seconds is the same wish."""
@@ -29,14 +29,16 @@ def stoppable() -> Iterator[None]:
     Schedulers send theirs to every process, and the supervisor passes it on: the second must not break off the tidying
     up after the first. A later one is heeded, for an impatient user, and since an exception can get lost in a library.
 
-    A signal waits for the end of an import: an exception leaves half a module there, of which later code stumbles over
-    the missing half, and torch's own ends the process with it. A second one does not wait.
+    A signal waits for the end of an import, unless it comes again: an exception leaves half a module there, and in
+    torch's own it ends the process. Where a library that is broken off fails while it tidies up, the command was stopped
+    all the same.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python allows signal handlers in the main thread only; the host program has its own.
         return
     heeded_s: dict[int, float] = {}
     waiting_s: dict[int, float] = {}
+    before: dict[int, Any] = {}
     outermost = sys._getframe(2)  # that of the with statement
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -60,18 +62,31 @@ def stoppable() -> Iterator[None]:
         heeded_s[signum] = time.monotonic()
         raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:  # else the host program has an alarm of its own
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, look_again)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, or the host program's
         before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         yield
+    except Exception as error:
+        stop_behind = _stop_behind(error)
+        if stop_behind is None or isinstance(error, HsrTrainError):
+            raise
+        raise stop_behind from None
     finally:
         if signal.SIGALRM in before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stop_behind(error: BaseException) -> BaseException | None:
+    """Return the wish to stop that was being heeded when an error came, if there was one."""
+    before: BaseException | None = error
+    while before is not None and not isinstance(before, (Terminated, KeyboardInterrupt)):
+        before = before.__context__
+    return before
 
 
 def _is_importing(frame: FrameType | None, outermost: FrameType) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from hsr_train import ending
 from hsr_train.ending import stoppable
-from hsr_train.errors import Terminated
+from hsr_train.errors import RunError, Terminated
 
 STOPS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 MODULE = """
@@ -80,6 +80,31 @@ def test_same_signal_twice_amid_an_import_is_one_wish(modules: Path) -> None:
             time.sleep(0.1)
             raise
     assert "outer" in sys.modules
+
+
+@pytest.mark.parametrize("signum", STOPS)
+def test_library_that_fails_when_it_is_broken_off_was_stopped(signum: int) -> None:
+    with pytest.raises(STOPS[signal.Signals(signum)]), stoppable():
+        try:
+            try:
+                signal.raise_signal(signum)
+            finally:
+                int("its own tidying up")
+        except ValueError as error:
+            raise AttributeError("as told by the library") from error
+
+
+def test_what_is_said_of_a_stopped_run_stays_an_error() -> None:
+    with pytest.raises(RunError, match="disk is full"), stoppable():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Terminated:
+            raise RunError("the disk is full") from None
+
+
+def test_error_of_a_command_that_nobody_stopped_is_its_own() -> None:
+    with pytest.raises(ValueError, match="invalid literal"), stoppable():
+        int("not a number")
 
 
 def test_command_that_is_itself_being_imported_can_be_stopped(modules: Path) -> None:
