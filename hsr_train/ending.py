@@ -30,8 +30,8 @@ def stoppable() -> Iterator[None]:
     up after the first. A later one is heeded, for an impatient user, and since an exception can get lost in a library.
 
     A signal waits for the end of an import, unless it comes again: an exception leaves half a module there, and in
-    torch's own it ends the process. Where a library that is broken off fails while it tidies up, the command was stopped
-    all the same.
+    torch's own it ends the process. Where a library that is broken off fails while it tidies up, the command was
+    stopped all the same.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python allows signal handlers in the main thread only; the host program has its own.
