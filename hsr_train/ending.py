@@ -20,6 +20,8 @@ SAME_STOP_S = {signal.SIGINT: 1.0, signal.SIGTERM: 10.0}
 """A signal that arrives again within so many seconds is the same wish."""
 _LOOK_AGAIN_S = 0.02
 _IMPORTING = "<frozen importlib._bootstrap>"
+_raised: list[type[KeyboardInterrupt]] = []
+"""The wish to stop that was raised last, while the command still runs."""
 
 
 @contextmanager
@@ -60,7 +62,8 @@ def stoppable() -> Iterator[None]:
     def heed(signum: int) -> NoReturn:
         waiting_s.clear()
         heeded_s[signum] = time.monotonic()
-        raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+        _raised[:] = [Terminated if signum == signal.SIGTERM else KeyboardInterrupt]
+        raise _raised[0]
 
     before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:  # else the host program has an alarm of its own
@@ -79,6 +82,19 @@ def stoppable() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        _raised.clear()
+
+
+def require_unstopped() -> None:
+    """Raise a wish to stop again that a library has swallowed: ultralytics does so around plots, Python in finalizers.
+
+    Called where the work goes on, such as before each batch, and never while something is tidied up.
+
+    Raises:
+        KeyboardInterrupt: The command was to stop; a Terminated after SIGTERM.
+    """
+    if _raised:
+        raise _raised[0]
 
 
 def _stop_behind(error: BaseException) -> BaseException | None:

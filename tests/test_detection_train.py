@@ -39,6 +39,7 @@ from detection_runs import (
     train,
 )
 from fault_runs import work_for
+from ultralytics.utils import TryExcept
 from yolo_sets import make_yolo_set
 
 import hsr_train
@@ -879,6 +880,23 @@ def test_ctrl_c_of_the_command_is_tidy_and_resumable(long_run: list[str], tmp_pa
     assert 1 <= epochs < 40
     assert hsr_train.compose(["resume=last", f"output_dir={tmp_path / 'out'}"]).origin.resume_from == str(run)
     assert main([f"resume={run}", "train.nbs=50"]) == 2
+
+
+def test_stop_that_the_library_swallows_ends_the_run_before_its_next_batch(
+    data: Path, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ultralytics catches whatever comes while it draws how the boxes lie."""
+
+    def drawn(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+        pytest.fail("it was not broken off")
+
+    monkeypatch.setattr("ultralytics.models.yolo.detect.train.plot_labels", TryExcept()(drawn))
+    with quick_pictures():
+        assert main(overrides(data, tmp_path, shared_cache)) == 143
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
+    assert status_of(only_run(tmp_path)) == ("interrupted", 143) and rows(only_run(tmp_path)) == []
 
 
 STOPPED = {"train__epochs": 8, "train__close_mosaic": 2, "train__workers": 2, "train__save_period": 0}

@@ -7,12 +7,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hsr_train import ending
-from hsr_train.ending import stoppable
+from hsr_train.ending import require_unstopped, stoppable
 from hsr_train.errors import RunError, Terminated
 
 STOPS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
@@ -100,6 +101,16 @@ def test_what_is_said_of_a_stopped_run_stays_an_error() -> None:
             signal.raise_signal(signal.SIGTERM)
         except Terminated:
             raise RunError("the disk is full") from None
+
+
+def test_wish_that_a_library_swallowed_is_raised_where_the_work_goes_on() -> None:
+    with pytest.raises(Terminated), stoppable():
+        require_unstopped()
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        require_unstopped()
+        pytest.fail("the signal got lost")
+    require_unstopped()  # the next command is another one
 
 
 def test_error_of_a_command_that_nobody_stopped_is_its_own() -> None:
