@@ -19,7 +19,7 @@ def write_checkpoint(
     *,
     names: list[str] | None = None,
     imgsz: int = 96,
-    width: float | None = None,
+    thin: bool = False,
     **content: Any,
 ) -> Path:
     """Write a plain checkpoint with random weights.
@@ -29,14 +29,18 @@ def write_checkpoint(
         architecture: An ultralytics model name; one with `-seg` is a segmentation model.
         names: Class names of the head.
         imgsz: The image size in its training arguments, pixels.
-        width: Channels as a share of the family's; default: the architecture's own.
+        thin: Whether to take a quarter of the channels and one convolution for each block, in layers of the same
+            numbers: a run costs as much as the number of its tensors.
         **content: Replaces entries of the checkpoint.
     """
     names = names or ["a", "b"]
     kind = SegmentationModel if "-seg" in architecture else DetectionModel
     layers = yaml_model_load(f"{architecture}.yaml")
-    if width is not None:
-        layers["scales"][layers["scale"]][1] = width
+    if thin:
+        layers["scales"][layers["scale"]][1] /= 4
+        for layer in (*layers["backbone"], *layers["head"]):
+            if layer[2] in ("C2f", "C3k2", "C2PSA", "SPPF"):
+                layer[1:] = [1, "Conv", [layer[3][0], 1, 1]]
     model = kind(layers, nc=len(names), verbose=False).half()
     model.names = dict(enumerate(names))
     path.parent.mkdir(parents=True, exist_ok=True)

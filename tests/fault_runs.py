@@ -1,9 +1,9 @@
 """Runs that meet a fault, and what must be the same at their end: for tests that kill processes or fill disks.
 
-Started as a script it is the command `python -m hsr_train` that draws no plots (each takes longer than an epoch of a
+Its `main` is the command `python -m hsr_train` that draws no plots (each takes longer than an epoch of a
 small run) and may stop for good in the middle of writing a chosen file:
 
-    python fault_runs.py [--halt=FILE NAME:HOW OFTEN BEFORE:FLAG] [what is typed after hsr_train]
+    [--halt=FILE NAME:HOW OFTEN BEFORE:FLAG] [what is typed after hsr_train]
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+import warm_process
+from warm_process import Process
+
 HALT = "--halt="
+Started = Process | subprocess.Popen[str]
 
 
 def start_quick(
     words: list[str], cwd: Path, *, halt: tuple[str, int, Path] | None = None, **environment: str
-) -> subprocess.Popen[str]:
+) -> Process:
     """Start the command in a process group of its own, without plots; its output is captured.
 
     Args:
@@ -36,31 +43,52 @@ def start_quick(
     from detection_runs import fresh_environment, short_folder
 
     option = [HALT + ":".join(map(str, halt))] if halt else []
-    # A font list that is not made anew by every process, and no traces of killed ones outside the test's folder.
-    folders = {"MPLCONFIGDIR": str(cwd / "fonts"), "TMPDIR": str(short_folder())}
-    (cwd / "fonts").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, __file__, *option, *words],
-        cwd=cwd,
-        env=fresh_environment(**{"OMP_NUM_THREADS": "1", **folders, **environment}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    # No traces of killed processes outside the session's folder.
+    folders = {"MPLCONFIGDIR": str(_fonts()), "TMPDIR": str(short_folder())}
+    more = {"OMP_NUM_THREADS": "1", **folders, **environment}
+    return warm_process.start(Path(__file__), [*option, *words], cwd, fresh_environment(**more))
+
+
+@cache
+def _fonts() -> Path:
+    """Return the folder of a font list that is not made anew by every process."""
+    from detection_runs import short_folder
+
+    return short_folder()
 
 
 def until(
-    found: Callable[[], Any], process: subprocess.Popen[str], *, pause_s: float = 0.005, timeout_s: float = 300
+    found: Callable[[], Any],
+    process: Started,
+    *,
+    pause_s: float = 0.005,
+    timeout_s: float = 300,
 ) -> Any:
     """Wait until something is found or the process has ended; return what was found, at last."""
     end = time.monotonic() + timeout_s
     while not (what := found()) and process.poll() is None:
         if time.monotonic() > end:
             process.kill()
-            raise AssertionError(f"nothing found in {timeout_s} s: {process.communicate()[1]}")
+            raise AssertionError(f"nothing found in {timeout_s} s: {process.communicate(timeout_s)[1]}")
         time.sleep(pause_s)
     return what or found()
+
+
+def processor_s(process: Started) -> float:
+    """Return the processor time of a command and of what it started, in seconds; 0 when it has ended."""
+    total = 0.0
+    with suppress(psutil.NoSuchProcess):
+        command = psutil.Process(process.pid)
+        for one in (command, *command.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += sum(one.cpu_times()[:4])  # of the user and of the system, and those of children that ended
+    return total
+
+
+def work_for(process: Started, more_s: float) -> None:
+    """Wait until a command has worked so much longer, in seconds of processor time, or has ended."""
+    end_s = processor_s(process) + more_s
+    until(lambda: processor_s(process) >= end_s, process, pause_s=0.02)
 
 
 def differences_at_the_end(run: Path, reference: Path, *, random: bool = True) -> list[str]:
@@ -169,8 +197,8 @@ def _halt_at(name: str, times: int, flag: Path) -> None:
     atomic._sync = stop
 
 
-def _main() -> int:
-    """Run the command; what is heavy is imported where the command imports it."""
+def main() -> int:
+    """Run the command; what is typed stands in sys.argv."""
     import hsr_train
     from hsr_train.cli import console
 
@@ -188,7 +216,3 @@ def _main() -> int:
 
     hsr_train.execute = execute
     return console()
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

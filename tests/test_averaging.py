@@ -137,7 +137,7 @@ def test_stopped_run_averages_all_its_last_epochs_and_keeps_what_is_better(
             expected[name] = expected[name].lerp(value, 1 / number) if value.is_floating_point() else value
     assert (len(weights), state["since"], state["epochs"]) == (4, 3, 2)
     assert differences(state["mean"], expected) == [], "to the bit, although it was stopped in between"
-    filters, statistics = "model.9.cv1.conv.weight", "model.9.cv1.bn.running_mean"
+    filters, statistics = "model.9.conv.weight", "model.9.bn.running_mean"
     torch.testing.assert_close(state["mean"][filters], torch.stack([w[filters] for w in weights[-2:]]).mean(0))
 
     swa = read_json(run / "training_result.json")["swa"]

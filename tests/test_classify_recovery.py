@@ -12,6 +12,7 @@ import signal
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,7 @@ from detection_runs import command, differences, read_json, rows, start
 from torch.nn import functional
 
 import hsr_train
+from hsr_train.cli import main
 from hsr_train.config import saved
 from hsr_train.engines.classification import attempts, engine, keeping, loop
 from hsr_train.engines.classification.loop import Loop
@@ -268,6 +270,26 @@ def test_killed_command_goes_on_to_the_same_end(
     done = command(["resume=last", f"output_dir={tmp_path / 'out'}"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_end(run, unhurt, random=workers == 0)
+
+
+def test_stop_that_something_swallows_ends_the_run_before_its_next_batch(
+    data: Path, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_rate, batches = Loop._set_rate, []
+
+    def swallow(self: Loop, *given: Any) -> None:
+        batches.append(1)
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+            pytest.fail("it was not broken off")
+        set_rate(self, *given)
+
+    monkeypatch.setattr(Loop, "_set_rate", swallow)
+    with quick_pictures():
+        assert main(overrides(data, tmp_path, shared_cache)) == 143
+    (run,) = tmp_path.glob("classify/*")
+    assert read_json(run / "status.json")["state"] == "interrupted" and len(batches) == 1
 
 
 def test_image_that_is_gone_in_mid_run_is_named_in_one_line(quick: Train, data: Path, tmp_path: Path) -> None:

@@ -282,9 +282,8 @@ HOST_ERRORS = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "numpy" else pytest.mark.slow) for k in HOST_ERRORS])
-def test_main_memory_ladder_gives_up_cache_workers_and_batch_in_this_order(quick: Train, fail: Fail, kind: str) -> None:
-    fail(Loop, "backward", *range(1, 5), epoch=2, error=HOST_ERRORS[kind])
+def test_main_memory_ladder_gives_up_cache_workers_and_batch_in_this_order(quick: Train, fail: Fail) -> None:
+    fail(Loop, "backward", *range(1, 5), epoch=2, error=HOST_ERRORS["numpy"])
     run = folder_of(quick(train__cache="ram", train__workers=2))
     assert [rung[2:] for rung in recorded(run)] == [
         ("train.cache", "ram", "none"),
@@ -292,6 +291,15 @@ def test_main_memory_ladder_gives_up_cache_workers_and_batch_in_this_order(quick
         ("train.workers", 1, 0),
         ("train.batch", 4, 2),
     ]
+    assert {e["cause"] for e in read_json(run / "training_result.json")["recovery"]} == {"out of host memory"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted({*HOST_ERRORS} - {"numpy"}))
+def test_every_shortage_of_main_memory_is_taken_for_one(quick: Train, fail: Fail, kind: str) -> None:
+    fail(Loop, "backward", 2, error=HOST_ERRORS[kind])
+    run = folder_of(quick(train__cache="ram", train__epochs=1, train__close_mosaic=0))
+    assert recorded(run) == [(1, "training step", "train.cache", "ram", "none")]
     assert {e["cause"] for e in read_json(run / "training_result.json")["recovery"]} == {"out of host memory"}
 
 

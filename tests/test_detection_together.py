@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cutouts import make_backgrounds, make_cutouts
-from detection_runs import differences, fresh_environment, last_state, overrides, read_json, rows, train
+from detection_runs import (
+    differences,
+    fresh_environment,
+    last_state,
+    overrides,
+    quick_pictures,
+    read_json,
+    rows,
+    train,
+)
 from lively_weights import write_lively_checkpoint
 
 from hsr_train.engines.detection.batches import EpochSampler, Part, SplitBatches
@@ -140,25 +149,23 @@ def test_interrupted_run_of_two_processes_goes_on_to_the_bit(
 def test_shortage_in_one_of_two_processes_ends_both_with_what_to_type(
     launch: Launch, tmp_path: Path, small_set: Path, shared_cache: Path
 ) -> None:
-    """The third part of the second process is in the third epoch: it has no image in an epoch's last batch."""
-    words = overrides(small_set, tmp_path, shared_cache)
-    process = launch(words, module="detection_fault_process")
+    """They go on with a run of one process, and are told that their batches are others.
+
+    The third part of the second process is in the fourth epoch: it has no image in an epoch's last batch.
+    """
+    with quick_pictures():
+        run = train(small_set, tmp_path, shared_cache, train__epochs=1, train__close_mosaic=0).run_dir
+    assert run is not None
+    process = launch([f"resume={run}", "train.epochs=4"], module="detection_fault_process")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
-    assert "Process 1: Out of GPU memory in process 1 of 2, in epoch 3 (training step)" in output, output
+    assert "1 processes trained this run before, 2 do now: its batches are others" in output
+    assert [row["epoch"] for row in rows(run)] == ["1", "2", "3"]
+    assert "Process 1: Out of GPU memory in process 1 of 2, in epoch 4 (training step)" in output, output
     assert "start again with train.batch=2" in output
     # Whichever reaches the first process sooner: the loss of the other one, or the signal that ends all.
-    assert read_json(only_run(tmp_path) / "status.json")["state"] in ("failed", "interrupted")
+    assert read_json(run / "status.json")["state"] in ("failed", "interrupted")
     assert "Traceback" not in output
-
-
-@pytest.mark.slow
-def test_run_of_one_process_is_told_that_two_make_other_batches(
-    launch: Launch, tmp_path: Path, small_set: Path, shared_cache: Path
-) -> None:
-    run = train(small_set, tmp_path, shared_cache, train__epochs=1, train__close_mosaic=0).run_dir
-    output = finished(launch([f"resume={run}", "train.epochs=2"]))
-    assert "1 processes trained this run before, 2 do now: its batches are others" in output
 
 
 @pytest.mark.parametrize(("count", "num_samples", "at_once"), [(2, 9, 8), (3, 20, 2), (4, 9, 1), (2, 1, 4), (1, 9, 3)])

@@ -15,7 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,6 @@ import torch
 import yaml
 from checkpoints import write_checkpoint
 from detection_runs import (
-    command,
     differences,
     last_state,
     overrides,
@@ -39,6 +38,8 @@ from detection_runs import (
     thin_weights,
     train,
 )
+from fault_runs import work_for
+from ultralytics.utils import TryExcept
 from yolo_sets import make_yolo_set
 
 import hsr_train
@@ -252,11 +253,15 @@ def test_another_way_to_load_gives_the_same_numbers(whole: Path, quick: Train) -
         assert same_weights(whole / "weights" / f"{name}.pt", again / "weights" / f"{name}.pt")
 
 
+WAYS = {"strong": ((0, "none"), (1, "ram"), (2, "none")), "none": ((0, "ram"), (2, "disk"))}
+"""Loader workers and caches, by augmentation; the default one is that of the test above and of the isolation tests."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("augmentation", ["default", "strong", "none"])
+@pytest.mark.parametrize("augmentation", WAYS)
 def test_every_way_to_load_gives_the_same_numbers(quick: Train, augmentation: str) -> None:
     found = set()
-    for workers, cache in ((0, "none"), (1, "ram"), (2, "disk"), (2, "none"), (0, "ram")):
+    for workers, cache in WAYS[augmentation]:
         run = folder_of(quick(train__workers=workers, train__cache=cache, augmentation=augmentation))
         found.add((run / "results.csv").read_text())
     assert len(found) == 1
@@ -317,7 +322,7 @@ def test_weights_are_those_of_ultralytics_own_loop(
     quick: Train, data: Path, tmp_path: Path, shared_cache: Path, more: dict[str, Any]
 ) -> None:
     """To the bit, where no gradients cross an epoch's end: the library would keep them, we step."""
-    start_file = write_checkpoint(tmp_path / "start.pt")
+    start_file = write_checkpoint(tmp_path / "start.pt", thin=True)
     more = {"model": None, "model__weights": start_file, "train__close_mosaic": 0, **more}
     run = folder_of(quick(**more))
     ours = last_state(run)
@@ -363,7 +368,7 @@ def test_optimizer_steps_where_the_schedule_says(quick: Train, monkeypatch: pyte
 
 
 def test_freezing_keeps_weights_and_batch_statistics(quick: Train, tmp_path: Path) -> None:
-    file = write_checkpoint(tmp_path / "mine.pt")
+    file = write_checkpoint(tmp_path / "mine.pt", thin=True)
     before = torch.load(file, weights_only=False)["model"].float().state_dict()
     run = folder_of(quick(model=None, model__weights=file, train__freeze=10, train__epochs=1, train__close_mosaic=0))
     after = last_state(run)["model"]
@@ -376,7 +381,7 @@ def test_fine_tuning_begins_with_the_weights_of_the_file(
     quick: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head for other classes is replaced, the rest is taken over."""
-    file = write_checkpoint(tmp_path / "mine.pt", names=["cup", "plate", "fork"])
+    file = write_checkpoint(tmp_path / "mine.pt", names=["cup", "plate", "fork"], thin=True)
     before = torch.load(file, weights_only=False)["model"].float().state_dict()
     taken: dict[str, torch.Tensor] = {}
 
@@ -490,7 +495,7 @@ def test_fitness_of_zero_keeps_the_newest_weights(quick: Train, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "columns"), [("yolo11n", 3), ("yolo26n", 3)])
 def test_newer_families_train_too(quick: Train, model: str, columns: int) -> None:
-    run = folder_of(quick(model=model))
+    run = folder_of(quick(model=model, train__epochs=1, train__close_mosaic=0))
     table = rows(run)
     with_values = [name for name in ("box_loss", "cls_loss", "dfl_loss", "l1_loss") if table[0].get(name)]
     assert len(with_values) == columns
@@ -730,12 +735,12 @@ def test_refused_continuation_changes_nothing(interrupted: Path, data: Path, tmp
 def test_weights_that_changed_are_refused_before_the_first_state_only(
     quick: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = write_checkpoint(tmp_path / "start.pt")
+    file = write_checkpoint(tmp_path / "start.pt", thin=True)
     original = file.read_bytes()
     with interrupting(RunTrainer, "optimizer_step", 1):
         quick(model=None, model__weights=file, train__epochs=2)
     run = only_run(tmp_path)
-    write_checkpoint(file, imgsz=64)  # another file also where the generator stands as it did
+    write_checkpoint(file, imgsz=64, thin=True)  # another file also where the generator stands as it did
     with pytest.raises(InputError, match=r"model\.weights.*no longer what this run began with"):
         resume(run)
     file.write_bytes(original)
@@ -754,7 +759,7 @@ def test_network_whose_head_is_wider_than_its_yaml_says_goes_on(
     quick: Train, tmp_path: Path, architecture: str
 ) -> None:
     """Fine-tuning for two classes keeps the width that a head for eighty has."""
-    file = write_checkpoint(tmp_path / "start.pt", architecture, names=[str(i) for i in range(80)])
+    file = write_checkpoint(tmp_path / "start.pt", architecture, names=[str(i) for i in range(80)], thin=True)
     more = {"model": None, "model__weights": file, "train__epochs": 2, "train__close_mosaic": 0}
     whole = folder_of(quick(**more))
     with interrupting(RunTrainer, "optimizer_step", 4):
@@ -832,7 +837,7 @@ def wait_for(process: subprocess.Popen[str], output: Path, epochs: int, timeout_
 
 def left_behind(group: int) -> list[str]:
     """Return the processes of a process group that still live, after a moment to end."""
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while True:
         found = []
         for process in psutil.process_iter():
@@ -877,30 +882,50 @@ def test_ctrl_c_of_the_command_is_tidy_and_resumable(long_run: list[str], tmp_pa
     assert main([f"resume={run}", "train.nbs=50"]) == 2
 
 
+def test_stop_that_the_library_swallows_ends_the_run_before_its_next_batch(
+    data: Path, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ultralytics catches whatever comes while it draws how the boxes lie."""
+
+    def drawn(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+        pytest.fail("it was not broken off")
+
+    monkeypatch.setattr("ultralytics.models.yolo.detect.train.plot_labels", TryExcept()(drawn))
+    with quick_pictures():
+        assert main(overrides(data, tmp_path, shared_cache)) == 143
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
+    assert status_of(only_run(tmp_path)) == ("interrupted", 143) and rows(only_run(tmp_path)) == []
+
+
+STOPPED = {"train__epochs": 8, "train__close_mosaic": 2, "train__workers": 2, "train__save_period": 0}
+
+
+@pytest.fixture(scope="module")
+def unstopped(small_set: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the run that `STOPPED` makes when nobody stops it."""
+    with quick_pictures():
+        return folder_of(train(small_set, tmp_path_factory.mktemp("unstopped"), shared_cache, **STOPPED))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, True)])
 def test_stopped_command_continues_to_the_end_of_an_uninterrupted_one(
-    data: Path, tmp_path: Path, shared_cache: Path, signum: int, group: bool
+    unstopped: Path, data: Path, tmp_path: Path, shared_cache: Path, signum: int, group: bool
 ) -> None:
-    more = {"train__epochs": 6, "train__close_mosaic": 2, "train__workers": 2, "train__save_period": 0}
-    done = command(overrides(data, tmp_path / "reference", shared_cache, **more), tmp_path)
-    assert done.returncode == 0, done.stderr
-    words = overrides(data, tmp_path / "out", shared_cache, **more)
+    words = overrides(data, tmp_path / "out", shared_cache, **STOPPED)
     run, code = stop_in_mid_run(words, tmp_path, signum, group=group, epochs=2)
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[signal.Signals(signum)]
-    if signum == signal.SIGKILL and group:
+    if signum == signal.SIGKILL:  # of all its processes at once
         assert read_json(run / "status.json")["state"] == "running"
-    else:  # the training process tidies up when the one that the shell started is killed
-        assert status_of(run) == ("interrupted", 143 if signum == signal.SIGKILL else code)
-    how = ["resume=last", f"output_dir={tmp_path / 'out'}"] if group else [f"resume={run}"]
-    done = command(how, tmp_path)
-    assert done.returncode == 0, done.stderr
-    (reference,) = (tmp_path / "reference" / "detect").iterdir()
-    assert (run / "results.csv").read_text() == (reference / "results.csv").read_text()
-    assert same_weights(run / "weights" / "last.pt", reference / "weights" / "last.pt")
+    else:
+        assert status_of(run) == ("interrupted", code)
+    with quick_pictures():
+        assert main(["resume=last", f"output_dir={tmp_path / 'out'}"] if group else [f"resume={run}"]) == 0
+    assert (run / "results.csv").read_text() == (unstopped / "results.csv").read_text()
+    assert same_weights(run / "weights" / "last.pt", unstopped / "weights" / "last.pt")
     assert status_of(run) == ("completed", 0)
-    again = command([f"resume={run}"], tmp_path)
-    assert again.returncode == 2 and "finished" in again.stderr
 
 
 @pytest.mark.slow
@@ -913,8 +938,11 @@ def test_any_family_and_optimizer_continues_to_the_same_end(
 ) -> None:
     """YOLO26's loss changes from epoch to epoch; each optimizer remembers something else."""
     runs = []
+    how = {"model": model, "model__weights": "scratch"}  # what each family has for blocks of its own
+    if model == "yolov8n":
+        how = {"model__weights": write_checkpoint(tmp_path / "start.pt", thin=True)}
+    how["optimizer"] = optimizer
     for name in ("whole", "stopped"):
-        how = {"model": model, "optimizer": optimizer}
         with quick_pictures(), interrupting(RunTrainer, "optimizer_step", 4) if name == "stopped" else nullcontext():
             train(data, tmp_path / name, shared_cache, **how)
         runs.append(only_run(tmp_path / name))
@@ -925,30 +953,36 @@ def test_any_family_and_optimizer_continues_to_the_same_end(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("signum", "delay_s"), [(signal.SIGINT, 0.5), (signal.SIGTERM, 4.0), (signal.SIGINT, 8.0), (signal.SIGTERM, 14.0)]
+    ("signum", "work_s"), [(signal.SIGINT, 0.5), (signal.SIGTERM, 2.0), (signal.SIGINT, 4.0), (signal.SIGTERM, 8.0)]
 )
 def test_signal_at_any_moment_ends_the_command_tidily(
-    data: Path, tmp_path: Path, shared_cache: Path, signum: int, delay_s: float
+    data: Path, tmp_path: Path, shared_cache: Path, signum: int, work_s: float
 ) -> None:
+    """Before its first import of something heavy, amid these, as it begins to train, and later."""
     process = start(overrides(data, tmp_path / "out", shared_cache, train__workers=2), tmp_path)
-    time.sleep(delay_s)
-    os.killpg(process.pid, signum)
+    work_for(process, work_s)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signum)
     _, errors = process.communicate(timeout=300)
     assert process.returncode in ((130 if signum == signal.SIGINT else 143), 0), errors
     assert left_behind(process.pid) == []
     for run in (tmp_path / "out").glob("detect/*"):
-        assert read_json(run / "status.json")["state"] in ("interrupted", "completed")
+        if (run / "status.json").is_file():
+            assert read_json(run / "status.json")["state"] in ("interrupted", "completed")
+        else:
+            assert not (run / "config.yaml").exists(), "it was stopped before there was a run"
         assert not list(run.rglob("*.tmp-*"))
 
 
 @pytest.mark.slow
-def test_second_command_on_a_living_run_is_refused(long_run: list[str], tmp_path: Path) -> None:
+def test_second_command_on_a_living_run_is_refused(
+    long_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     process = start(long_run, tmp_path)
     try:
         run = wait_for(process, tmp_path / "out", 1)
-        second = command([f"resume={run}"], tmp_path)
-        assert second.returncode == 2
-        assert "still running as process" in second.stderr
+        assert main([f"resume={run}"]) == 2
+        assert "still running as process" in capsys.readouterr().err
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGTERM)

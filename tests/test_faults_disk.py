@@ -25,6 +25,7 @@ import pytest
 import torch
 from detection_runs import differences, overrides, quick_pictures, read_json, rows, train
 from fault_runs import differences_at_the_end, start_quick, until
+from warm_process import Process
 
 from hsr_train.cli import main
 from hsr_train.engines.detection import engine, loop
@@ -68,7 +69,7 @@ class Disk:
 
 
 @contextmanager
-def halted(process: subprocess.Popen[str]) -> Iterator[None]:
+def halted(process: Process) -> Iterator[None]:
     """Let a process and its children stand still: what is done meanwhile is done at one moment of theirs."""
     os.killpg(process.pid, signal.SIGSTOP)
     try:
@@ -99,17 +100,24 @@ WIDE = {"model": "yolov8n", "model.weights": "scratch"}
 
 
 @pytest.fixture(scope="module")
-def whole_run(small_set: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wide_run(small_set: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that nothing happened to."""
-    run_dir = train(small_set, tmp_path_factory.mktemp("whole"), shared_cache, **WIDE).run_dir
+    with quick_pictures():
+        run_dir = train(small_set, tmp_path_factory.mktemp("whole"), shared_cache, **WIDE).run_dir
     assert run_dir is not None
     return run_dir
 
 
 @pytest.fixture
 def words(small_set: Path, shared_cache: Path, disk: Disk) -> list[str]:
-    """What is typed for the run of `whole_run` on the small disk."""
+    """What is typed for the run of `wide_run` on the small disk."""
     return overrides(small_set, disk.path / "out", shared_cache, **WIDE)
+
+
+@pytest.fixture
+def thin_words(small_set: Path, shared_cache: Path, disk: Disk) -> list[str]:
+    """What is typed for the run of `whole_run` on the small disk: where nothing depends on how large a state is."""
+    return overrides(small_set, disk.path / "out", shared_cache)
 
 
 @contextmanager
@@ -215,7 +223,7 @@ def goes_on(disk: Disk, whole: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_disk_that_fills_while_a_state_is_written(
-    disk: Disk, words: list[str], whole_run: Path, capsys: pytest.CaptureFixture[str]
+    disk: Disk, words: list[str], wide_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The state before is intact; the disk is still full at the first try to go on."""
     with quick_pictures(), before(loop, "write_state", 2, lambda *_: disk.fill(20_000_000)):
@@ -226,7 +234,7 @@ def test_disk_that_fills_while_a_state_is_written(
     (line,) = errors_of(capsys.readouterr().err)
     assert "the states and weights of this model need" in line
     disk.make_space()
-    goes_on(disk, whole_run, capsys)
+    goes_on(disk, wide_run, capsys)
 
 
 PLACES = {
@@ -241,13 +249,13 @@ PLACES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_disk_that_fills_in_mid_run(
-    disk: Disk, words: list[str], whole_run: Path, capsys: pytest.CaptureFixture[str], place: str
+    disk: Disk, words: list[str], wide_run: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     owner, name, call, leave_bytes, written, states = PLACES[place]
     with before(owner, name, call, lambda *_: disk.fill(leave_bytes)):
         ends_with_one_line(disk, words, capsys, written=written, states=states)
     disk.make_space()
-    goes_on(disk, whole_run, capsys)
+    goes_on(disk, wide_run, capsys)
 
 
 def refuse_log(*_: Any) -> None:
@@ -270,12 +278,12 @@ RECORDS = {
 
 @pytest.mark.parametrize("place", [pytest.param(p, marks=() if p == "events" else pytest.mark.slow) for p in RECORDS])
 def test_record_that_is_refused_ends_the_run_and_is_complete_in_the_end(
-    disk: Disk, words: list[str], whole_run: Path, capsys: pytest.CaptureFixture[str], place: str
+    disk: Disk, thin_words: list[str], whole_run: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     """Also of the last epoch: a run without a part of its record is not completed."""
     owner, name, call, act, written, states = RECORDS[place]
     with quick_pictures(), before(owner, name, call, act):
-        ends_with_one_line(disk, words, capsys, written=written, states=states)
+        ends_with_one_line(disk, thin_words, capsys, written=written, states=states)
     goes_on(disk, whole_run, capsys)
 
 
@@ -284,11 +292,11 @@ def test_record_that_is_refused_ends_the_run_and_is_complete_in_the_end(
     "file", ["config.yaml", "plots/labels.jpg", "results.csv", "state/epoch1.pt", "state/epoch3.pt"]
 )
 def test_command_whose_disk_is_filled_to_the_last_byte(
-    disk: Disk, words: list[str], whole_run: Path, tmp_path: Path, file: str
+    disk: Disk, thin_words: list[str], whole_run: Path, tmp_path: Path, file: str
 ) -> None:
     """By somebody else, as soon as a file is there: not even the end can be recorded."""
     threads = str(torch.get_num_threads())
-    process = start_quick(words, tmp_path, OMP_NUM_THREADS=threads)
+    process = start_quick(thin_words, tmp_path, OMP_NUM_THREADS=threads)
     assert until(lambda: list(disk.path.glob(f"out/detect/*/{file}")), process)
     with halted(process):
         disk.fill()

@@ -16,7 +16,7 @@ import cv2
 import pytest
 import torch
 import yaml
-from detection_runs import command, overrides, quick_pictures, read_json, resume, rows, train
+from detection_runs import command, quick_pictures, read_json, resume, rows, train
 from ultralytics.models.yolo.detect import DetectionValidator
 from yolo_sets import make_yolo_set, write_picture
 
@@ -605,28 +605,29 @@ def test_bound_on_a_gpu_is_stated() -> None:
 
 
 @pytest.mark.slow
-def test_command_says_by_its_exit_status_how_it_came_out(data: Path, tmp_path: Path, shared_cache: Path) -> None:
-    """0 the same, 2 refused without a directory, 1 different; from a checkout whose set moved meanwhile."""
+def test_command_says_by_its_exit_status_how_it_came_out(
+    data: Path, tmp_path: Path, shared_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 the same, 1 different, which its training process tells it; from a checkout whose set moved meanwhile."""
+    monkeypatch.chdir(tmp_path)
     copied = Path(shutil.copytree(data.parent, tmp_path / "set")) / "data.yaml"
-    done = command(overrides(copied, tmp_path / "first", shared_cache, **QUICK), tmp_path)
-    assert done.returncode == 0, done.stderr
-    original = only_run(tmp_path / "first")
-    shutil.move(copied.parent, tmp_path / "elsewhere")
-    words = [f"reproduce={original}", f"data.path={tmp_path / 'elsewhere' / 'data.yaml'}", "output_dir=second"]
-    done = command(words, tmp_path)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "Reproduction: same as" in done.stderr.splitlines()[-1]
+    with quick_pictures():
+        original = folder_of(train(copied, tmp_path / "first", shared_cache, **QUICK))
+        shutil.move(copied.parent, tmp_path / "elsewhere")
+        words = [f"reproduce={original}", f"data.path={tmp_path / 'elsewhere' / 'data.yaml'}"]
+        assert main([*words, "output_dir=second"]) == 0
+    assert "Reproduction: same as" in capsys.readouterr().err.splitlines()[-1]
     change_pixel(tmp_path / "elsewhere" / IMAGE)
-    done = command([*words[:2], "output_dir=third"], tmp_path)
-    assert done.returncode == 2
-    assert f"{IMAGE}: the image changed" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "third").exists()
-    done = command([*words[:2], "output_dir=third", "on_drift=warn"], tmp_path)
-    assert done.returncode == 1
+    done = command([*words, "output_dir=third", "on_drift=warn"], tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
     assert "Reproduction: different from" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_refused_drift_is_exit_status_2(original: Path, copied: Path, tmp_path: Path) -> None:
+def test_refused_drift_is_exit_status_2(
+    original: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change_pixel(copied.parent / IMAGE)
     assert main([f"reproduce={original}", f"data.path={copied}", f"output_dir={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{IMAGE}: the image changed" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()

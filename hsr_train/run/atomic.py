@@ -41,22 +41,22 @@ _LEFTOVER = re.compile(r"^\..+\.tmp-\d+-\d+(\.[^.]*)?$")
 _counter = itertools.count()
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Replace the file at `path` by `data`, whole or not at all; missing parent folders are created.
+def write_bytes(path: Path, data: bytes | memoryview, *, make_folder: bool = True) -> None:
+    """Replace the file at `path` by `data`, whole or not at all; `make_folder`: as in `atomic_path`.
 
     Raises:
         RunError: The disk refused (full, read-only, no permission); what was there before is untouched.
     """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path, make_folder=make_folder) as temporary, temporary.open("wb") as file:
         file.write(data)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, make_folder: bool = True) -> None:
     r"""Write `text` as UTF-8 with `\n` line ends; file-name bytes that are not UTF-8 appear as backslash escapes."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), make_folder=make_folder)
 
 
-def write_json(path: Path, obj: Any) -> None:
+def write_json(path: Path, obj: Any, *, make_folder: bool = True) -> None:
     """Write `obj` as JSON with an indent of 2, keys in insertion order.
 
     NaN and the infinities become null: JSON has no word for them, and a run whose loss went wrong still needs its
@@ -66,15 +66,21 @@ def write_json(path: Path, obj: Any) -> None:
         TypeError: `obj` holds something that has no JSON form.
         RunError: The disk refused.
     """
-    write_text(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n", make_folder=make_folder
+    )
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of `path` for the body to write; rename it to `path` if the body succeeds.
 
     The sibling is hidden and keeps the suffix (image and model writers look at it). It need not exist beforehand and
     must exist afterwards. It is removed if the body fails.
+
+    Args:
+        path: The file.
+        make_folder: Whether to make the folders that it lies in; else the body fails where they are missing.
 
     Raises:
         RunError: The disk refused a step of ours or a write of the body.
@@ -82,7 +88,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}-{next(_counter)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         temporary.replace(path)

@@ -6,7 +6,6 @@ reads the file to find runs that can be continued.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -152,10 +151,10 @@ class StatusWriter:
         with self._guard:
             self._fields["updated"] = self._now()
             try:
-                if not self.path.parent.is_dir():
-                    raise FileNotFoundError(errno.ENOENT, "the run's directory is gone")
-                write_json(self.path, self._fields)
-            except OSError as error:  # it may also go while the file is being written
+                write_json(self.path, self._fields, make_folder=False)
+            except FileNotFoundError as error:
+                raise RunError(f"cannot write {self.path}: the run's directory is gone") from error
+            except OSError as error:
                 raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from hsr_train.config.schema import ClassifyExperiment
+from hsr_train.ending import require_unstopped
 from hsr_train.engines.classification.evaluate import Outcome, score
 from hsr_train.engines.classification.keeping import Keeper, Silent
 from hsr_train.engines.classification.records import Figures, Times
@@ -90,6 +91,7 @@ class Loop:
         step = next(coming)
         bar = self._bar(epoch, total)
         for pictures, targets, numbers in _timed(training.train_loader, times):
+            require_unstopped()
             self.keeper.check()
             self._set_rate(epoch + done / max(total, 1))
             pending += len(pictures)

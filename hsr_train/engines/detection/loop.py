@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from hsr_train.config.schema import DetectExperiment
+from hsr_train.ending import require_unstopped
 from hsr_train.engines.base import RunContext
 from hsr_train.engines.detection.averaging import WeightAverage
 from hsr_train.engines.detection.checkpoint import write_weights
@@ -124,6 +125,7 @@ class Loop:
         shows_samples = epoch in (0, self.schedule.epochs - trainer.args.close_mosaic) and self.has_records
         bar = self._bar(epoch)
         for number, (num_images, batch) in enumerate(_parts(trainer, times)):
+            require_unstopped()
             self.saver.check()
             if trainer.sources is not None and batch is not None:
                 trainer.sources.count(batch)
