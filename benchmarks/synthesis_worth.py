@@ -40,7 +40,7 @@ from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.yolo import load_detection_set
 from hsr_train.decisions import Decisions
 
-DEMO, DEMO_SCALE = "demo-few", "synthetic.scale=[0.25,0.8]"
+DEMO = "demo-few"
 METRIC = "mAP50-95"
 SMALL = 0.03
 """A difference in cost per step that is not worth a training of another length."""
@@ -224,7 +224,6 @@ def read_set(options: argparse.Namespace) -> RealSet:
     if options.data == DEMO:
         data = ensure_demo_set(folder).with_name("few.yaml")
         annotated, backgrounds = data.parent / "annotated", data.parent / "backgrounds"
-        overrides.insert(0, DEMO_SCALE)
     elif annotated is None:
         sys.exit("a set other than demo-few needs --annotated")
     if options.training_backgrounds:
