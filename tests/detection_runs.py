@@ -126,7 +126,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _Nothing:
-    """Axes on which nothing is drawn: whatever is asked of it is itself."""
+    """Axes on which nothing is drawn: whatever is asked of it is itself, and there are so many of it."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+
+    def __iter__(self) -> Iterator[_Nothing]:
+        return iter([self] * self._count)
 
     def __getattr__(self, name: str) -> _Nothing:
         if name.startswith("__"):
@@ -150,8 +156,10 @@ def quick_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", save)
-        for name in ("add_subplot", "subplots", "colorbar"):
+        for name in ("add_subplot", "colorbar"):
             patch.setattr(f"matplotlib.figure.FigureBase.{name}", lambda *args, **kwargs: _Nothing())
+        axes = "matplotlib.figure.FigureBase.subplots"
+        patch.setattr(axes, lambda figure, nrows=1, ncols=1, **kwargs: _Nothing(nrows * ncols))
         patch.setattr("matplotlib.figure.Figure.tight_layout", lambda *args, **kwargs: None)
         # pyplot asks for another drawing after it has saved one.
         patch.setattr("matplotlib.backend_bases.FigureCanvasBase.draw_idle", lambda canvas: None)

@@ -89,6 +89,7 @@ def traces(root: Path, **more: object) -> Traces:
         "TMPDIR": str(temporary),
         "TORCHINDUCTOR_CACHE_DIR": str(temporary / "torchinductor_cache"),  # torch sets it for good once asked
         "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(root / "site")]),
+        "PYTHONDONTWRITEBYTECODE": "1",  # else Python itself writes beside the modules
         "HSR_TRAIN_TEST_EVENTS": str(root / "events"),
         **{f"XDG_{kind}_HOME": "" for kind in ("CACHE", "CONFIG", "DATA", "STATE")},
     }

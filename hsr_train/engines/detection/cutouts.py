@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hsr_train.config.schema import DetectExperiment
+from hsr_train.config.schema import DetectExperiment, SyntheticConfig
 from hsr_train.config.schema.synthetic import AUTO
 from hsr_train.data.demo import ensure_demo_set
 from hsr_train.data.detection_set import DetectionSet
@@ -145,6 +145,13 @@ class Cutouts:
         if given == DEMO:
             return ensure_demo_set(self.cache_dir, seed=self.experiment.data.seed).with_name(own)
         return Path(given).expanduser().absolute()
+
+
+def leave_unfitted(config: SyntheticConfig) -> None:
+    """Give what is still `auto` the numbers that it has without labels: nothing is composed, and none is looked at."""
+    for name, pair in AUTO.items():
+        if getattr(config, name) == "auto":
+            setattr(config, name, list(pair))
 
 
 def source_of(experiment: DetectExperiment, dataset: DetectionSet, decisions: Decisions) -> str | None:

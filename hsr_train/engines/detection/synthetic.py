@@ -19,7 +19,7 @@ from hsr_train.data.class_files import how_many
 from hsr_train.data.detection_set import DetectionSet
 from hsr_train.decisions import Decisions
 from hsr_train.engines.detection.composition import Composition
-from hsr_train.engines.detection.cutouts import SHOWING, Cutouts, source_of
+from hsr_train.engines.detection.cutouts import SHOWING, Cutouts, leave_unfitted, source_of
 from hsr_train.errors import InputError, Problem
 from hsr_train.hardware import Machine
 from hsr_train.run.atomic import write_bytes
@@ -172,6 +172,7 @@ def prepare_synthesis(
         return None
     source = source_of(experiment, dataset, decisions)
     if source is None:
+        leave_unfitted(experiment.synthetic)
         return None
     cutouts = Cutouts(experiment, dataset, source, cache_dir, int(machine.ram_available_bytes * MEMORY_SHARE))
     problems: list[Problem] = []
