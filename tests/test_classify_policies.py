@@ -190,6 +190,7 @@ def test_spent_budget_is_spent_in_a_longer_run_too(quick: Train) -> None:
     assert state_of(run)["policy"]["privacy"]["steps"] == 5 and before["policy"]["privacy"]["steps"] == 4
 
 
+@pytest.mark.slow
 def test_derived_noise_reaches_the_target_at_the_last_epoch(quick: Train) -> None:
     run = quick(trainer__target_epsilon=3.0, trainer__noise_multiplier="null")
     table = epsilons(run)
@@ -254,6 +255,7 @@ def test_loading_and_parts_change_no_draw(quick: Train) -> None:
     assert (quick("workers", train__workers=2) / "results.csv").read_text() == (one / "results.csv").read_text()
 
 
+@pytest.mark.slow
 def test_batch_norm_is_replaced_and_said_and_the_weights_are_usable(
     quick: Train, data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:

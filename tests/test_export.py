@@ -213,6 +213,7 @@ def test_export_dynamic_takes_other_shapes(weights: Path, dataset: DetectionSet,
     assert output.shape == (3, 6, 168)
 
 
+@pytest.mark.slow
 def test_export_nms_free_head_when_asked_for(dataset: DetectionSet, cache: Path, tmp_path: Path) -> None:
     import onnxruntime
 

@@ -222,6 +222,7 @@ def goes_on(disk: Disk, whole: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert differences_at_the_end(run, whole, random=False) == []
 
 
+@pytest.mark.slow
 def test_disk_that_fills_while_a_state_is_written(
     disk: Disk, words: list[str], wide_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from detection_runs import overrides, train
+from detection_runs import overrides, quick_pictures, train
 from fake_machines import GIB, gpu, machine
 
 import hsr_train
@@ -91,7 +91,8 @@ def test_disk_without_room_is_refused_with_figures_and_what_to_type(
 
 def test_block_is_in_the_log_of_the_run(small_set: Path, tmp_path: Path, shared_cache: Path) -> None:
     options = {**BY_THE_PRESET, "train__epochs": 1, "train__close_mosaic": 0, "train__workers": 0}
-    result = train(small_set, tmp_path / "out", shared_cache, **options)
+    with quick_pictures():
+        result = train(small_set, tmp_path / "out", shared_cache, **options)
     assert result.run_dir is not None
     lines = [line.split(" | ", 2)[2] for line in (result.run_dir / "logs" / "train.log").read_text().splitlines()]
     start = lines.index("Training settings (high-performance mode):")

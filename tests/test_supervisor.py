@@ -395,6 +395,7 @@ def test_what_was_typed_on_resume_holds_after_the_kill(command: Command) -> None
     assert "workers: 2" in (command.run_dir / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_jobs_of_a_grid_die_alone(command: Command) -> None:
     command.script(seed1=["", "| begin die"], seed2=["| begin killed_for_memory", "| begin"], seed3=["| begin"])
     status, errors = command.run("-m", "train.seed=1,2,3", *WORDS)

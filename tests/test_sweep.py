@@ -417,6 +417,7 @@ def test_a_read_only_study_is_refused_in_one_line(sweep: Sweep) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_other_sweepers_work_as_hydra_has_them(sweep: Sweep) -> None:
     assert main(["-m", *WORDS, "hydra/sweeper=basic", "train.seed=1,2"]) == 0
     runs = list((sweep.folder / "outputs" / "detect").iterdir())

@@ -72,17 +72,19 @@ def spec_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Spec:
 
 
 def test_the_command_hands_a_group_to_its_study_which_is_the_same_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_set: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plain = spec_of([*WORDS, LR], monkeypatch)
+    # The built-in set would have to be drawn.
+    on = [f"data.path={small_set}", f"data.cache_dir={shared_cache}", "model.weights=scratch"]
+    plain = spec_of([*WORDS, LR, *on], monkeypatch)
     assert (plain.sampler, plain.seed, plain.sampler_options) == ("tpe", 42, None)
     group = ["hydra/sweeper/sampler=cmaes", f"{SAMPLER}.n_startup_trials=5", f"{SAMPLER}.seed=3"]
-    other = spec_of([*WORDS, LR, *group, "sweep.seed=9", "sweep.sampler=cmaes"], monkeypatch)
+    other = spec_of([*WORDS, LR, *on, *group, "sweep.seed=9", "sweep.sampler=cmaes"], monkeypatch)
     assert (other.sampler, other.seed) == ("cmaes", 3)
     assert type(other.sampler_options) is dict and other.sampler_options["n_startup_trials"] == 5
     assert (other.url, other.name, other.fixed) == (plain.url, plain.name, plain.fixed)
-    grid = spec_of([*WORDS[:2], "train.seed=1,2", "hydra/sweeper/sampler=grid"], monkeypatch)
+    grid = spec_of([*WORDS[:2], *on, "train.seed=1,2", "hydra/sweeper/sampler=grid"], monkeypatch)
     assert (grid.sampler, grid.n_trials, grid.seed, grid.sampler_options) == ("grid", 2, 42, None)
 
 

@@ -18,6 +18,7 @@ from hsr_train.sweep.study_types import Spec
 sweep = test_sweep.sweep  # the fixture
 
 
+@pytest.mark.slow
 def test_folder_with_runs_of_another_search_is_refused_whatever_the_storage(sweep: Sweep) -> None:
     assert sweep.run(LR, "sweep.n_trials=2")[0] == 0
     before = (sweep.home / "leaderboard.csv").read_text()

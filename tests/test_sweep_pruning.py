@@ -56,7 +56,13 @@ def told(trials: list[FrozenTrial]) -> list[Any]:
     return [(t.params, t.state, t.value, t.intermediate_values) for t in trials]
 
 
-@pytest.mark.parametrize("supervised", [False, True], ids=["in this process", "in a process of its own"])
+@pytest.mark.parametrize(
+    "supervised",
+    [
+        pytest.param(False, id="in this process"),
+        pytest.param(True, id="in a process of its own", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hopeless_trial_ends_within_its_epoch_and_keeps_its_record(sweep: Sweep, supervised: bool) -> None:
     words = points(GOOD, GOOD, BAD, GOOD)
     status, errors = ended(sweep.start(*words)) if supervised else sweep.run(*words)
@@ -393,11 +399,12 @@ def test_a_cross_validation_shows_each_fold_but_the_last_and_may_end(tmp_path: P
         if len(shown) == 2:
             raise PrunedError("worse in both")
 
-    with pytest.raises(PrunedError) as end:
+    with classify_runs.quick_pictures(), pytest.raises(PrunedError) as end:
         hsr_train.execute(hsr_train.compose(words), watch)
     assert not getattr(end.value, "__notes__", [])
     assert [fold for fold, _ in shown] == [1, 2] and all(0 <= metrics["accuracy"] <= 1 for _, metrics in shown)
-    hsr_train.execute(hsr_train.compose(words), lambda fold, _, metrics: shown.append((fold, metrics)))
+    with classify_runs.quick_pictures():
+        hsr_train.execute(hsr_train.compose(words), lambda fold, _, metrics: shown.append((fold, metrics)))
     assert [fold for fold, _ in shown[2:]] == [1, 2]  # those that were done are shown again, so that none is missing
     assert [metrics for _, metrics in shown[2:]] == [metrics for _, metrics in shown[:2]]
 
@@ -405,6 +412,7 @@ def test_a_cross_validation_shows_each_fold_but_the_last_and_may_end(tmp_path: P
 # ---- a real training
 
 
+@pytest.mark.slow
 def test_a_classifier_that_learns_nothing_is_given_up(
     tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import classify_runs
@@ -19,6 +19,12 @@ from hsr_train.run.directory import RunDirectory
 from hsr_train.run.status import read_status
 
 Words = Callable[[Path], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures() -> Iterator[None]:
+    with classify_runs.quick_pictures(), detection_runs.quick_pictures():
+        yield
 
 
 @pytest.fixture(params=["detect", "classify"])
