@@ -299,7 +299,7 @@ def test_classifier_is_done_in_time_and_can_be_repeated(
         assert time.time() - began <= 50.0, "twice the budget, since no epoch is cut"
         assert run is not None
         plans = [change for change in read_changes(run / "state" / "changes.json") if change.cause == PLANNED]
-        assert plans and plans[0].epoch == 2
+        assert plans and plans[0].epoch >= 2, "after a measured epoch; a plan that stays is no change"
         assert len(rows(run)) == plans[-1].after
         rates = [float(row["lr"]) for row in rows(run)]
         # How far down depends on what else ran: work that begins beside it may cut the plan to what is done already.
